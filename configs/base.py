@@ -1,0 +1,97 @@
+"""Every setting, once, with its unit, range and place in the paper.
+
+The values are the paper's for CIFAR-10 (section 4.1). The other files of this folder
+override a few of them; so does the command line: `--config.lambda_intra=0`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # all randomness (weights, bank, order, views) follows from it; >= 0
+    c.num_epochs = 200  # passes over the training images; >= 1
+    c.batch_size = 128  # instances a step, over all devices together
+
+    # Objective, Eq. 10: instance + lambda_intra * intra + lambda_inter * inter.
+    c.temperature = 0.1  # tau of Eq. 1, 2, 6 and 9; > 0
+    c.lambda_intra = 15.0  # lambda_1; >= 0, 0 leaves the term out
+    c.lambda_inter = 2.0  # lambda_2; >= 0, 0 leaves the term out
+    c.instance = ConfigDict()
+    # 'iraug': -log(p_i + q_i), Eq. 2-3 to the letter; 'iraug_sum': -log p_i - log q_i;
+    # 'ir': -log p_i, view 1 alone (Eq. 1).
+    c.instance.form = "iraug"
+    c.intra = ConfigDict()
+    c.intra.temperature = 0.0  # of the two distributions in Eq. 6; 0: c.temperature
+    c.intra.stop_gradient = False  # no gradient into view 1's distribution
+    c.intra.symmetric = False  # mean of KL(p||q) and KL(q||p)
+    c.inter = ConfigDict()
+    c.inter.negatives = "batch"  # Eq. 9's j over the 'batch' or the memory 'bank'
+    c.inter.stop_gradient = False  # no gradient into the mixed target of Eq. 8
+    c.inter.literal = False  # Eq. 9 to the letter: the sum over k inside the log
+    c.interpolation = ConfigDict()  # the mixed image of Eq. 7
+    c.interpolation.kind = "cutmix"  # 'cutmix' or 'mixup'
+    c.interpolation.alpha = 1.0  # ratio ~ Beta(alpha, alpha); > 0
+    c.interpolation.per_sample = False  # one ratio an image instead of one a batch
+
+    # Memory bank, section 3.1: row <- l2((1 - m) * embedding + m * row).
+    c.bank_momentum = 0.5  # m; in [0, 1)
+
+    # Encoder f_theta.
+    c.model = ConfigDict()
+    c.model.name = "resnet18"  # 'resnet18', 'resnet10' (one block a stage), 'resnet34'
+    c.model.width = 64  # channels of the first stage; the last has 8 times as many
+    c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
+    c.model.embedding_dim = 128  # D
+    c.batch_norm = ConfigDict()
+    c.batch_norm.groups = (
+        1  # the batch is normalised in so many parts (GPUs, elsewhere)
+    )
+    # Which images share statistics: 'views' (both views; the mixed ones apart),
+    # 'all' (both views and the mixed ones), 'none' (each of the three apart).
+    c.batch_norm.sharing = "views"
+
+    # SGD: rate * factors[k] from epoch milestones[k] on (counted from 0).
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 0.03  # > 0
+    c.optimizer.milestones = (120, 160)  # epochs, increasing
+    c.optimizer.factors = (0.1, 0.01)  # of the initial rate
+    c.optimizer.momentum = 0.9  # in [0, 1)
+    c.optimizer.weight_decay = 5e-4  # on every parameter
+
+    # Images.
+    c.data = ConfigDict()
+    c.data.source = "tfds"  # 'digits', 'arrays' (an .npz file) or 'tfds'
+    c.data.name = "cifar10"  # of the data set; for 'tfds' the builder's name
+    c.data.path = ""  # the .npz file, or the TFDS data_dir ('': its default)
+    c.data.pipeline = "tf.data"  # where views are made
+    c.data.image_size = 32  # pixels, height and width that the encoder sees
+    c.data.mean = (0.4914, 0.4822, 0.4465)  # of a channel in [0, 1]
+    c.data.std = (0.2023, 0.1994, 0.2010)
+
+    # A training view: crop -> colour jitter -> grey -> flip -> normalise.
+    c.views = ConfigDict()
+    c.views.crop_area = (0.2, 1.0)  # share of the image's area, uniform
+    c.views.crop_aspect = (3 / 4, 4 / 3)  # width / height, log-uniform
+    c.views.jitter = 1.0  # probability of the four below, in random order
+    c.views.brightness = 0.4  # factor uniform in [1 - x, 1 + x]
+    c.views.contrast = 0.4
+    c.views.saturation = 0.4
+    c.views.hue = 0.4  # shift uniform in [-x, x] turns; <= .5
+    c.views.grey = 0.2  # probability
+    c.views.flip = 0.5  # probability
+
+    # Evaluation, section 4.1.
+    c.knn = ConfigDict()
+    c.knn.k = (5, 20, 200)  # neighbours that vote; `best` follows the last
+    c.knn.temperature = 0.1  # a neighbour's weight is exp(cosine / temperature)
+    c.retrieval = ConfigDict()
+    c.retrieval.k = (1, 2, 4, 8)  # R@K
+    c.evaluation_batch_size = 500  # images embedded at a time
+
+    # Records.
+    c.log_every_steps = 50
+    c.eval_every_epochs = 10  # kNN while training; 0: never
+    c.checkpoint_every_epochs = 10
+    c.keep_checkpoints = 2  # newest ones kept, beside the best; >= 1
+    return c

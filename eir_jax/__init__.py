@@ -1,0 +1,1 @@
+"""Exploring Instance Relations (EIR): unsupervised feature embedding in JAX."""

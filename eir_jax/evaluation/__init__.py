@@ -1,0 +1,1 @@
+"""Evaluation of embeddings: nearest neighbours, kNN, retrieval."""
