@@ -1,6 +1,7 @@
 """Eight simulated devices, quick compilation, strict arithmetic."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -12,6 +13,10 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 
-import jax  # noqa: E402
+# The same programs are compiled by many tests, here and in the runs they start.
+cache = os.path.join(tempfile.gettempdir(), f"eir_jax_test_cache_{os.getuid()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")

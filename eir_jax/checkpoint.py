@@ -1,0 +1,224 @@
+"""Checkpoints: Orbax behind one thin wrapper, with a checksum of our own.
+
+Orbax writes each checkpoint in the background and whole or not at all, but restores
+overwritten bytes and other types without a word. So `meta` beside each state holds a
+checksum of every array, and what the state belongs to (settings, N, data).
+"""
+
+import gc
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from eir_jax.errors import UserError
+from eir_jax.train_state import TrainState
+
+Meta = dict[str, Any]
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be restored as it was saved."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      directory: the folder, made on the first save.
+      keep: newest checkpoints to keep, beside the best (by `metric` of `save`).
+      read_only: never change the folder.
+    """
+
+    def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics["knn"]
+
+        self.directory = directory
+        best = policies.BestN(
+            get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
+        )
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), best]
+                ),
+                best_fn=metric,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, state: TrainState, meta: Meta, knn: float | None) -> None:
+        """Save `state` in the background; `knn` (in [0, 1]) ranks it for 'best'.
+
+        Raises:
+          UserError: the parameters are not finite (nothing is saved then), or the
+            disk refuses.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        checksums, finite = jax.device_get(_checksums(state))
+        if not finite:
+            raise UserError(
+                f"the parameters are not finite at step {step}; nothing was saved for "
+                "it; lower optimizer.learning_rate"
+            )
+        meta = meta | {"step": step, "checksums": _named(checksums)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        )
+        metrics = None if knn is None else {"knn": knn}
+        try:
+            self._manager.save(step, args=args, metrics=metrics)
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {step} cannot be written: {error}; the older ones are "
+                "untouched; make room and start again on the same workdir"
+            ) from error
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise UserError(
+                f"the last checkpoint cannot be written: {error}; the older ones are "
+                "untouched; make room and start again on the same workdir"
+            ) from error
+
+    def close(self) -> None:
+        """Wait for the last save and free what Orbax holds."""
+        self._manager.close()
+
+    def read_meta(self, step: int) -> Meta:
+        """Return what was noted beside the state.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+        """
+        try:
+            text = (self.directory / str(step) / "meta" / "metadata").read_text()
+            meta = json.loads(text)
+            meta["checksums"], meta["num_examples"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"its notes cannot be read ({error})") from error
+        return meta
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """Return the state of a step, checked against its checksums.
+
+        Args:
+          step: one of `steps`.
+          abstract: shapes, types and shardings to restore into; the bank may have
+            another number of padding rows than the saved one.
+
+        Raises:
+          DamagedCheckpoint: files are missing, cut short or overwritten.
+        """
+        meta = self.read_meta(step)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract, strict=False)
+        )
+        try:
+            with _unraisable_silenced():
+                state = self._manager.restore(step, args=args).state
+        except Exception as error:  # Orbax and TensorStore raise many types
+            reason = str(error).splitlines()[0][:200]
+            raise DamagedCheckpoint(f"Orbax cannot read it: {reason}") from None
+        checksums, _ = jax.device_get(_checksums(state))
+        for name, value in _named(checksums).items():
+            if meta["checksums"].get(name) != value:
+                raise DamagedCheckpoint(f"the checksum of {name} differs")
+        return state
+
+    def restore_newest(
+        self, abstract: Callable[[Meta], TrainState]
+    ) -> tuple[TrainState, Meta] | None:
+        """Return the newest whole state and its notes; None where there is none.
+
+        Damaged ones are passed over, loudly, and left where they are.
+
+        Args:
+          abstract: gives the shapes, types and shardings to restore into, from the
+            notes; it may refuse them with UserError.
+        """
+        for step in self.steps:
+            try:
+                meta = self.read_meta(step)
+                return self.restore(step, abstract(meta)), meta
+            except DamagedCheckpoint as damage:
+                _warn(f"checkpoint {step} is damaged: {damage}; trying the one before")
+        return None
+
+    def set_aside(self, after: int) -> None:
+        """Move checkpoints newer than `after` (damaged, all) out of the way."""
+        for step in self.steps:
+            if step > after:
+                target = self.directory.parent / "damaged" / str(step)
+                target.parent.mkdir(exist_ok=True)
+                if target.exists():
+                    shutil.rmtree(target)
+                shutil.move(self.directory / str(step), target)
+                _warn(f"damaged checkpoint {step} is now in {target}")
+        self._manager.reload()
+
+
+@contextmanager
+def _unraisable_silenced() -> Iterator[None]:
+    """Drop the tracebacks of the reads that Orbax leaves behind when one fails."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = before
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@jax.jit
+def _checksums(state: TrainState) -> tuple[Any, jax.Array]:
+    """Return a checksum of each leaf, and whether all are finite.
+
+    Each is a sum of the array's 32-bit words, weighted by place, modulo 2^32: it does
+    not depend on how the array is split over devices, nor on zero rows at its end.
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        place = jax.lax.iota(jnp.uint32, len(words))
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
+    return jax.tree.map(checksum, state), finite
+
+
+def _named(checksums: Any) -> dict[str, int]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): int(value)
+        for path, value in jax.tree.leaves_with_path(checksums)
+    }

@@ -1,0 +1,56 @@
+"""What the command lines share: settings from the flags, errors as one line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from eir_jax.errors import UserError
+
+EXIT_BAD_INPUT = 2
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Call `main` with the command line and exit with its status (default 0).
+
+    UserError becomes one line on stderr and status 2.
+    """
+    quiet_libraries()
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # `| head` went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status or 0)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, as every other of ours."""
+
+    def __init__(self, *, description: str, prog: str):
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str):
+        """Print the complaint and exit with status 2."""
+        sys.exit(_fail(f"{message} (see `{self.prog} --help`)"))
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' start-up chatter out of the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return EXIT_BAD_INPUT

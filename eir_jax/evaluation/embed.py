@@ -1,0 +1,66 @@
+"""Embedding whole splits with the encoder in evaluation mode."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from eir_jax import sharding
+from eir_jax.models.encoder import Encoder, EncoderOutput
+from eir_jax.train_state import TrainState
+
+EVALUATION_VIEW = "no crop, (x / 255 - mean) / std"
+"""What `evaluation_view` does, in words, for the record beside every number."""
+
+Embed = Callable[..., EncoderOutput]
+
+
+def evaluation_view(
+    images: UInt8[Array, "batch height width 3"], config: ConfigDict
+) -> Float[Array, "batch height width 3"]:
+    """Return the single view that is evaluated: normalised, nothing else."""
+    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    scaled = images.astype(jnp.float32) / 255
+    return (scaled - mean[None, None, None]) / std[None, None, None]
+
+
+def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
+    """Return embed(state, images, progress=None) -> EncoderOutput of NumPy arrays.
+
+    `images` is uint8 [n, size, size, 3], any n; the batches (of
+    `config.evaluation_batch_size`, the last one padded) are split over the devices.
+    `progress` is called with the number of images done so far.
+    """
+    batch_size = -(-config.evaluation_batch_size // mesh.size) * mesh.size
+    everywhere, split = sharding.replicated(mesh), sharding.split_rows(mesh)
+
+    @jax.jit
+    def embed_batch(params, batch_stats, images) -> EncoderOutput:
+        variables = {"params": params, "batch_stats": batch_stats}
+        output = encoder.apply(variables, evaluation_view(images, config))
+        return jax.lax.with_sharding_constraint(output, everywhere)
+
+    def embed(
+        state: TrainState,
+        images: np.ndarray,
+        progress: Callable[[int], None] | None = None,
+    ) -> EncoderOutput:
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            count = len(chunk)
+            if count < batch_size:
+                chunk = np.pad(chunk, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
+            output = embed_batch(
+                state.params, state.batch_stats, jax.device_put(chunk, split)
+            )
+            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x[:n]), output))
+            if progress:
+                progress(start + count)
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    return embed

@@ -1,0 +1,259 @@
+"""Exact nearest neighbours by inner product, streamed over blocks of the gallery."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+from eir_jax.errors import UserError
+
+
+def nearest(
+    queries: Float[np.ndarray, "query dim"],
+    gallery: Float[np.ndarray, "row dim"],
+    k: int,
+    *,
+    exclude: Int[np.ndarray, " query"] | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    query_block: int = 256,
+    gallery_block: int = 65536,
+) -> tuple[Float32[np.ndarray, "query k"], Int32[np.ndarray, "query k"]]:
+    """Find each query's k gallery rows of largest inner product, largest first.
+
+    Rows of equal similarity come in the gallery's order, across blocks and devices too.
+    Products are float32 at the highest matmul precision. Beyond the arguments and the
+    result, memory holds `query_block * gallery_block` similarities a device and two
+    blocks of the gallery, however large that is (other dtypes are copied to float32).
+
+    Args:
+        queries: rows to look up, of any norm.
+        gallery: rows to find, of any norm.
+        k: neighbours a query, from 1 to the rows that it may find.
+        exclude: for each query the gallery row, 0 .. row - 1, that it may not find:
+            `np.arange(n)` when a set is searched in itself.
+        mesh: devices along the axis 'data', over which the gallery's rows are split;
+            this process's first device when left out.
+        progress: called with (steps done, steps in all) after each step.
+        query_block: queries multiplied at once.
+        gallery_block: gallery rows held at once on each device.
+
+    Returns:
+        Similarity, and the row's index in the gallery.
+
+    Raises:
+        UserError: an array is empty, not finite or of another dimension than the
+            other, or k is out of range.
+    """
+    queries, gallery = _checked(queries, "queries"), _checked(gallery, "gallery")
+    _check_request(queries, gallery, k, exclude)
+    if mesh is None:
+        device = jax.local_devices()[:1]
+        mesh = jax.make_mesh(
+            (1,), ("data",), axis_types=(AxisType.Auto,), devices=device
+        )
+    # A query's own row can push out no more than the last of k + 1 neighbours.
+    kept = k if exclude is None else k + 1
+    query_block = min(query_block, len(queries))
+    # Queries travel in chunks; for each the gallery passes by once.
+    chunks, chunk = _split(len(queries), max(8192, query_block), query_block)
+    similarity = np.empty((len(queries), kept), np.float32)
+    index = np.empty((len(queries), kept), np.int32)
+    for i in range(chunks):
+        start, stop = i * chunk, min((i + 1) * chunk, len(queries))
+        found = _search(
+            _slice(queries, start, stop, chunk),
+            gallery,
+            kept,
+            mesh,
+            query_block,
+            gallery_block,
+            progress and (lambda at, of, i=i: progress(i * of + at, chunks * of)),
+        )
+        similarity[start:stop], index[start:stop] = (x[: stop - start] for x in found)
+    if exclude is None:
+        return similarity, index
+    return _without(similarity, index, np.asarray(exclude))
+
+
+def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
+    """Pass the gallery by one chunk of queries; NumPy [query, k] twice."""
+    shards = mesh.shape["data"]
+    per_shard = -(-len(gallery) // shards)
+    # Groups of about sqrt(block / k) columns leave top_k the fewest elements.
+    group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2
+    group = group if group >= 4 else 1
+    steps, block = _split(per_shard, gallery_block, group)
+    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    step = _make_step(mesh, query_block, group)
+    queries = jax.device_put(queries, whole)
+    best = jnp.full((shards, len(queries), k), -jnp.inf, jnp.float32, device=split)
+    index = jnp.zeros((shards, len(queries), k), jnp.int32, device=split)
+    for i in range(steps):
+        rows = jax.make_array_from_callback(
+            (shards * block, gallery.shape[1]),
+            split,
+            functools.partial(_rows_of_shard, gallery, per_shard, i * block, block),
+        )
+        limits = np.asarray([i * block, per_shard, len(gallery)], np.int32)
+        before = best
+        best, index = step(best, index, queries, rows, limits)
+        before.block_until_ready()  # one step ahead, and no more blocks in memory
+        if progress:
+            progress(i + 1, steps)
+    return [np.asarray(x) for x in _make_merge(mesh)(best, index)]
+
+
+@functools.cache
+def _make_step(mesh: Mesh, query_block: int, group: int):
+    """Make the jitted step that folds a block of rows into the best so far."""
+
+    def fold(best, index, queries, rows, limits):
+        start, per_shard, num_rows = limits
+        first = jax.lax.axis_index("data") * per_shard + start
+        valid = jnp.minimum(per_shard - start, num_rows - first)
+
+        def fold_queries(part):
+            best, index, queries = part
+            similarity = jnp.dot(queries, rows.T, precision="highest")
+            return _fold_block(best, index, similarity, first, valid, group)
+
+        parts = (best[0], index[0], queries)
+        parts = tuple(x.reshape(-1, query_block, x.shape[-1]) for x in parts)
+        folded = jax.lax.map(fold_queries, parts)
+        return tuple(x.reshape(best.shape) for x in folded)
+
+    split, whole = P("data"), P()
+    specs = (split, split, whole, split, whole)
+    return jax.jit(
+        jax.shard_map(fold, mesh=mesh, in_specs=specs, out_specs=(split, split))
+    )
+
+
+def _fold_block(
+    best: Float[Array, "query k"],
+    index: Int[Array, "query k"],
+    similarity: Float[Array, "query column"],
+    first: Int[Array, ""],
+    valid: Int[Array, ""],
+    group: int,
+) -> tuple[Float[Array, "query k"], Int[Array, "query k"]]:
+    """Select the top k of best and similarity[:, :valid], whose rows begin at first.
+
+    They lie within best and the k groups of columns with the largest maxima, so only
+    these are searched: were one in another group, each of the k would hold an element
+    that goes before it.
+    """
+    queries, columns = similarity.shape
+    k = best.shape[1]
+    column = jnp.arange(columns)[None]
+    bound = best[:, -1:]
+    if group > 1:
+        grouped = similarity.reshape(queries, columns // group, group)
+        # Exact in a half valid group too, since its other columns repeat a valid one.
+        maxima = grouped.max(axis=2)
+        maxima = _masked(maxima, (column[:, ::group] < valid) & (maxima > bound))
+        maxima, chosen = _top_k(maxima, k)
+        chosen = jnp.sort(chosen, axis=1)[:, :, None]  # equal elements: in row order
+        similarity = jnp.take_along_axis(grouped, chosen, axis=1).reshape(queries, -1)
+        column = (chosen * group + jnp.arange(group)[None, None]).reshape(queries, -1)
+        bound = jnp.maximum(bound, maxima[:, -1:])  # spares top_k what cannot win
+    similarity = _masked(similarity, (column < valid) & (similarity >= bound))
+    best, place = _top_k(jnp.concatenate([best, similarity], axis=1), k)
+    column = jnp.broadcast_to(column, similarity.shape)
+    index = jnp.concatenate([index, first + column], axis=1)
+    return best, jnp.take_along_axis(index, place, axis=1)
+
+
+def _masked(x, mask):
+    """Put -inf where the mask is not, and 0 for -0: top_k would rank 0 before -0."""
+    return jnp.where(mask, jnp.where(x == 0, 0.0, x), -jnp.inf)
+
+
+def _top_k(x: Float[Array, "row column"], k: int):
+    """Select the k largest of each row and their columns, the first of equals first.
+
+    XLA recognises top_k by its pattern, and sorts whole rows where a slice of the
+    result is fused into it: the barrier keeps that away (a factor of 10 on a CPU).
+    """
+    return jax.lax.optimization_barrier(jax.lax.top_k(x, k))
+
+
+@functools.cache
+def _make_merge(mesh: Mesh):
+    """Make the jitted merge of the devices' [shard, query, k] into [query, k]."""
+
+    def merge(best, index):
+        if len(best) == 1:
+            return best[0], index[0]
+        k = best.shape[2]
+        best, index = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in (best, index))
+        best, place = _top_k(best, k)
+        return best, jnp.take_along_axis(index, place, axis=1)
+
+    return jax.jit(merge, out_shardings=NamedSharding(mesh, P()))
+
+
+def _rows_of_shard(gallery, per_shard, start, block, where):
+    """Slice rows start to start + block of the share of the device that asks where."""
+    shard = (where[0].start or 0) // block
+    end = min((shard + 1) * per_shard, len(gallery))
+    first = min(shard * per_shard + start, end - 1)
+    return _slice(gallery, first, min(first + block, end), block)
+
+
+def _slice(x, start, stop, rows):
+    """Slice start to stop, the last row repeated to fill up to a number of rows."""
+    if stop - start == rows:
+        return x[start:stop]
+    return x[np.minimum(np.arange(start, start + rows), stop - 1)]
+
+
+def _split(total: int, at_most: int, multiple: int) -> tuple[int, int]:
+    """Split total evenly: the number of parts, and their size, a multiple of one."""
+    size = -(-total // -(-total // at_most))
+    size += -size % multiple
+    return -(-total // size), size
+
+
+def _without(similarity, index, exclude):
+    """Drop the excluded row where it was found, else the last neighbour."""
+    k = index.shape[1] - 1
+    hit = index == exclude[:, None]
+    place = np.where(hit.any(axis=1), hit.argmax(axis=1), k)
+    kept = np.arange(k)[None] + (np.arange(k)[None] >= place[:, None])
+    return [np.take_along_axis(x, kept, axis=1) for x in (similarity, index)]
+
+
+def _checked(x, name):
+    """Cast to float32 [row, dim] and make sure that no inner product can overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.asarray(x, np.float32)
+        if x.ndim != 2 or not x.size:
+            raise UserError(f"{name} must be [row, dim] and not empty, not {x.shape}")
+        bad = np.count_nonzero(~np.isfinite(np.einsum("nd,nd->n", x, x)))
+    if bad:
+        raise UserError(
+            f"{bad} of {len(x)} rows of {name} hold NaN, infinity or values too large "
+            "for float32: the training that made them has diverged"
+        )
+    return x
+
+
+def _check_request(queries, gallery, k, exclude):
+    """Raise where the arguments of nearest do not go together."""
+    if queries.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"queries {queries.shape} and gallery {gallery.shape} differ in dimension"
+        )
+    if exclude is not None and np.shape(exclude) != (len(queries),):
+        raise UserError(f"exclude {np.shape(exclude)} must be ({len(queries)},)")
+    found = len(gallery) - (exclude is not None)
+    if not 1 <= k <= found:
+        own = "" if exclude is None else ", the query itself excluded"
+        raise UserError(f"k={k} must be from 1 to {found}, the gallery's rows{own}")

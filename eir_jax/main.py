@@ -1,0 +1,34 @@
+"""Train an encoder: `python -m eir_jax.main --config=FILE --workdir=DIR`."""
+
+from pathlib import Path
+
+from eir_jax import cli
+
+DESCRIPTION = """\
+Learn an embedding of images without labels (EIR). Started again on the same workdir,
+it goes on from the newest whole checkpoint.
+
+Any setting of configs/base.py can be given as --config.KEY=VALUE, e.g.
+  --config.seed=1 --config.lambda_intra=0 --config.knn.k=5,20
+  --config.data.source=arrays --config.data.path=cifar10.npz
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and train; return the exit status."""
+    parser = cli.Parser(prog="eir_jax.main", description=DESCRIPTION)
+    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="folder for all the run writes"
+    )
+    args, overrides = parser.parse_known_args(argv)
+    from eir_jax.config import load_config  # imports after --help has had its say
+
+    config = load_config(args.config, overrides)
+    from eir_jax.train import train_and_evaluate
+
+    return train_and_evaluate(config, args.workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

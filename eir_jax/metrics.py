@@ -1,0 +1,135 @@
+"""Records of a run: JSON lines, TensorBoard events, the terminal."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class MetricsWriter:
+    """Write each record to `metrics.jsonl` and as TensorBoard scalars.
+
+    Args:
+      workdir: an existing folder.
+      step: the step that training goes on from; lines of later steps, left by a run
+        that was killed, are dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            keep = [line for line in path.read_text().splitlines() if _kept(line, step)]
+            partial = path.with_suffix(".tmp")
+            partial.write_text("".join(line + "\n" for line in keep))
+            os.replace(partial, path)
+        self._file = path.open("a", buffering=1)
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        if step:
+            start = SessionLog(status=SessionLog.START)
+            self._events.add_event(Event(step=step + 1, session_log=start))
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """Append {"step": step, **record}; nested records become 'a/b' scalars."""
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        values = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in _scalars(record)
+        ]
+        self._events.add_event(
+            Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        )
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._events.close()
+
+
+def _kept(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return False
+
+
+def _scalars(record: dict[str, Any], prefix: str = ""):
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
+            yield prefix + key, value
+
+
+class ProgressLine:
+    """A live bar on a terminal; elsewhere a plain line every ten seconds."""
+
+    def __init__(self, title: str, total: int, start: int = 0):
+        self._title, self._total = title, total
+        self._live = sys.stdout.isatty()
+        self._printed = time.monotonic()
+        self._began, self._start = self._printed, start
+        if self._live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"),
+                console=Console(),
+            )
+            self._task = self._bar.add_task(
+                title, total=total, completed=start, note=""
+            )
+            self._bar.start()
+
+    def update(self, done: int, note: str | None = None) -> None:
+        """Show that `done` of the total are done, with a note such as the loss."""
+        if self._live:
+            self._bar.update(
+                self._task, completed=done, **({} if note is None else {"note": note})
+            )
+            return
+        now = time.monotonic()
+        if note is not None and now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            left = (
+                (now - self._began) / max(done - self._start, 1) * (self._total - done)
+            )
+            print(
+                f"{self._title} {done}/{self._total}  {note}  {_duration(left)} left",
+                flush=True,
+            )
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        if self._live:
+            self._bar.console.print(message, highlight=False)
+        else:
+            print(message, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._live:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,89 @@
+"""The encoder f_theta: backbone, linear head, unit length."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from eir_jax.models.resnet import BLOCKS, Passes, ResNet, pytorch_kernel_init
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder says of each image."""
+
+    embedding: Float[Array, "rows dim"]
+    """v = f_theta(x): unit length."""
+    feature: Float[Array, "rows feature"]
+    """The last stage, averaged over space, before the head."""
+
+
+class Encoder(nn.Module):
+    """ResNet, global average pool, Linear, L2 norm."""
+
+    backbone: ResNet
+    embedding_dim: int
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "rows height width 3"], train: bool = False
+    ) -> EncoderOutput:
+        """Embed normalised images."""
+        feature = self.backbone(images, train).mean((1, 2))
+        projected = nn.Dense(
+            self.embedding_dim,
+            kernel_init=pytorch_kernel_init,
+            bias_init=_bias_init(feature.shape[-1]),
+            name="head",
+        )(feature)
+        return EncoderOutput(l2_normalize(projected), feature)
+
+
+def l2_normalize(
+    x: Float[Array, "*batch dim"], epsilon: float = 1e-12
+) -> Float[Array, "*batch dim"]:
+    """Scale the last axis to unit length; zero vectors stay zero."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
+
+
+def make_encoder(config: ConfigDict) -> Encoder:
+    """Build the encoder that `config.model` and `config.batch_norm` describe."""
+    return Encoder(
+        backbone=ResNet(
+            blocks=BLOCKS[config.model.name],
+            width=config.model.width,
+            stem=config.model.stem,
+            groups=config.batch_norm.groups,
+            passes=batch_norm_passes(config),
+        ),
+        embedding_dim=config.model.embedding_dim,
+    )
+
+
+def batch_norm_passes(config: ConfigDict) -> Passes:
+    """Return the slots in use (view 1, view 2, mixed), by shared statistics.
+
+    A slot that no loss term looks at is left out.
+    """
+    views: tuple[int, ...] = (0, 1)
+    if config.instance.form == "ir" and not (
+        config.lambda_intra or config.lambda_inter
+    ):
+        views = (0,)
+    slots = (*views, 2) if config.lambda_inter else views
+    if config.batch_norm.sharing == "all":
+        return (slots,)
+    if config.batch_norm.sharing == "none":
+        return tuple((slot,) for slot in slots)
+    return (views, *((slot,) for slot in slots[len(views) :]))
+
+
+def _bias_init(fan_in: int):
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,162 @@
+"""ResNet backbones (He et al., 2016) with the conventions of PyTorch.
+
+Several images of one instance (its two views and its mixed image: `slots`) go through
+the network in one call, side by side in the batch: rows i * slots ... belong to
+instance i. Batch norm knows which of them share statistics.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import variance_scaling
+from jaxtyping import Array, Float
+
+BLOCKS = {
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+}
+"""Basic blocks in each stage, by `config.model.name`."""
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives convolutions and linear layers.
+pytorch_kernel_init = variance_scaling(1 / 3, "fan_in", "uniform")
+
+Passes = tuple[tuple[int, ...], ...]
+"""The slots that are normalised together, e.g. ((0, 1), (2,)): views, then mixed."""
+
+
+class BatchNorm(nn.Module):
+    """Normalise over batch and space, in groups of instances and passes of slots.
+
+    The statistics equal those of one forward pass for each of `passes`, with the
+    instances split over `groups` devices. Running averages move once a pass, by the
+    mean over its groups, with the unbiased variance (PyTorch's convention).
+    """
+
+    groups: int = 1
+    passes: Passes = ((0,),)
+    momentum: float = 0.9  # PyTorch's 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "rows height width channel"], train: bool
+    ) -> Float[Array, "rows height width channel"]:
+        """Normalise `x`: by its own statistics in training, else by running averages.
+
+        `rows` is batch * slots; `groups` must divide the batch.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            offset = bias - running_mean.value * factor
+            return x * _channelwise(factor) + _channelwise(offset)
+
+        slots = sum(map(len, self.passes))
+        slabs = x.reshape(self.groups, -1, slots, *x.shape[1:])
+        mean = slabs.mean((1, 3, 4))  # [groups, slots, channels]
+        mean_square = jnp.square(slabs).mean((1, 3, 4))
+        count = slabs.size // (self.groups * slots * channels)
+        factors: list[Array] = [scale] * slots
+        offsets: list[Array] = [bias] * slots
+        for members in self.passes:
+            pass_mean = mean[:, members].mean(1)  # [groups, channels]
+            pass_var = mean_square[:, members].mean(1) - jnp.square(pass_mean)
+            pass_var = jnp.maximum(pass_var, 0)
+            factor = scale[None] * jax.lax.rsqrt(pass_var + self.epsilon)
+            for slot in members:
+                factors[slot] = factor
+                offsets[slot] = bias[None] - pass_mean * factor
+            if not self.is_initializing():
+                number = count * len(members)
+                unbiased = pass_var.mean(0) * (number / max(number - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (
+                    1 - keep
+                ) * pass_mean.mean(0)
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        shape = (self.groups, 1, slots, 1, 1, channels)
+        factor = jnp.stack(factors, axis=1).reshape(shape)
+        offset = jnp.stack(offsets, axis=1).reshape(shape)
+        return (slabs * factor + offset).reshape(x.shape)
+
+
+def _channelwise(value: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
+    return value[None, None, None]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (1x1 convolution where the shape changes)."""
+
+    features: int
+    stride: int
+    groups: int
+    passes: Passes
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "rows h w c"], train: bool) -> Array:
+        """Map [rows, h, w, c] to [rows, h / stride, w / stride, features]."""
+        y = _conv(self.features, 3, self.stride, "conv1")(x)
+        y = nn.relu(BatchNorm(self.groups, self.passes, name="norm1")(y, train))
+        y = _conv(self.features, 3, 1, "conv2")(y)
+        y = BatchNorm(self.groups, self.passes, name="norm2")(y, train)
+        if x.shape != y.shape:
+            x = _conv(self.features, 1, self.stride, "conv_shortcut")(x)
+            x = BatchNorm(self.groups, self.passes, name="norm_shortcut")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Basic-block ResNet up to its last feature map; strides 1-2-2-2.
+
+    `stem` is 'small' (3x3, stride 1, for 32 and 96 px) or 'imagenet' (7x7, stride 2,
+    then 3x3 max-pool of stride 2, for 224 px).
+    """
+
+    blocks: Sequence[int]
+    width: int = 64
+    stem: str = "small"
+    groups: int = 1
+    passes: Passes = ((0,),)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "rows height width 3"], train: bool
+    ) -> Float[Array, "rows h w feature"]:
+        """Map normalised images to the last stage's feature map."""
+        imagenet = self.stem == "imagenet"
+        x = _conv(self.width, 7 if imagenet else 3, 2 if imagenet else 1, "conv")(
+            images
+        )
+        x = nn.relu(BatchNorm(self.groups, self.passes, name="norm")(x, train))
+        if imagenet:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, count in enumerate(self.blocks):
+            for block in range(count):
+                x = BasicBlock(
+                    features=self.width * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    groups=self.groups,
+                    passes=self.passes,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x, train)
+        return x
+
+
+def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
+    """Convolution without bias, padded as PyTorch's `padding=size // 2`."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=pytorch_kernel_init,
+        name=name,
+    )

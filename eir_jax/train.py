@@ -1,0 +1,281 @@
+"""Training: one loop, read top to bottom."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from eir_jax import sharding
+from eir_jax.checkpoint import Checkpoints, Meta
+from eir_jax.config import flatten, read_config, save_config
+from eir_jax.data import order, sources
+from eir_jax.data.pipeline import make_train_batches
+from eir_jax.errors import UserError
+from eir_jax.evaluation.embed import make_embed
+from eir_jax.evaluation.knn import knn_accuracy
+from eir_jax.metrics import MetricsWriter, ProgressLine
+from eir_jax.models.encoder import make_encoder
+from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.train_state import (
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+)
+from eir_jax.train_step import compile_train_step, make_train_step
+from eir_jax.validate import validate, validate_sizes
+
+# A run may go on with other values of these: they decide what is recorded, where the
+# data lies and when training ends, not what any step computes.
+FREE_KEYS = (
+    "num_epochs",
+    "data.path",
+    "knn.",
+    "retrieval.",
+    "evaluation_batch_size",
+    "log_every_steps",
+    "eval_every_epochs",
+    "checkpoint_every_epochs",
+    "keep_checkpoints",
+)
+EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+    """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
+
+    Returns the exit status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+
+    Raises:
+      UserError: for bad settings, data or checkpoints, and when a loss is not finite.
+    """
+    validate(config)
+    _prepare_workdir(config, workdir)
+    dataset = sources.load(config.data)
+    num_examples = len(dataset.train.images)
+    mesh = sharding.make_mesh()
+    validate_sizes(config, num_examples, mesh.size)
+    steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
+    num_steps = config.num_epochs * steps_per_epoch
+
+    encoder = make_encoder(config)
+    schedule = make_schedule(config, steps_per_epoch)
+    tx = make_optimizer(config, steps_per_epoch)
+    meta: Meta = {
+        "num_examples": num_examples,
+        "train_hash": dataset.train_hash,
+        "config": config.to_dict(),
+    }
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
+    start_step = int(state.step)
+    train_step = compile_train_step(
+        make_train_step(config, encoder, tx, schedule, num_examples, mesh), state, mesh
+    )
+    embed = make_embed(config, encoder, mesh)
+    save_config(config, workdir / "config.json")
+
+    print(_summary(config, dataset, state, mesh, num_steps))
+    if start_step >= num_steps:
+        print(f"{workdir} is already trained: {start_step} of {num_steps} steps")
+        checkpoints.close()
+        return 0
+    if start_step:
+        print(f"going on from the checkpoint of step {start_step}")
+    writer = MetricsWriter(workdir, start_step)
+    progress = ProgressLine("training", num_steps, start_step)
+    pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
+    logged_at, logged_step = time.monotonic(), start_step
+
+    def log_pending() -> None:
+        """Fetch the pending metrics, check every one, write those due."""
+        nonlocal logged_at, logged_step
+        for step, metrics in jax.device_get(pending):
+            _check_finite(metrics, step, steps_per_epoch, checkpoints)
+            if step % config.log_every_steps == 0 or step == num_steps:
+                now = time.monotonic()
+                rate = (step - logged_step) * config.batch_size / (now - logged_at)
+                logged_at, logged_step = now, step
+                record = {name: float(value) for name, value in metrics.items()}
+                writer.write(
+                    step,
+                    {"epoch": step / steps_per_epoch, **record}
+                    | {"images_per_second": round(rate, 1)},
+                )
+                progress.update(step, _note(record, rate))
+        pending.clear()
+
+    stopped = None
+    batches = make_train_batches(dataset.train.images, config, start_step, num_steps)
+    with closing(writer), closing(progress), _stop_requests() as requests:
+        for step, batch in enumerate(batches, start_step + 1):
+            state, metrics = train_step(state, sharding.put_batch(batch, mesh))
+            # The step before is done or nearly so: fetching it stalls nothing.
+            if pending and pending[-1][0] % config.log_every_steps == 0:
+                log_pending()
+            pending.append((step, metrics))
+            progress.update(step)
+            stopped = requests[0] if requests else None
+            if step % steps_per_epoch and step != num_steps and stopped is None:
+                continue
+
+            epoch, within = divmod(step, steps_per_epoch)
+            last = step == num_steps
+            every = config.eval_every_epochs
+            knn = None
+            if every and not within and (last or epoch % every == 0):
+                log_pending()
+                knn = _evaluate(config, embed, state, dataset, mesh)
+                if knn:
+                    writer.write(step, {"epoch": epoch, "knn": knn})
+                    progress.say(f"epoch {epoch}: {_knn_words(knn)}")
+            due = not within and epoch % config.checkpoint_every_epochs == 0
+            if due or last or knn or stopped is not None:
+                log_pending()
+                checkpoints.save(state, meta, max_k(knn))
+                logged_at, logged_step = time.monotonic(), step
+            if stopped is not None:
+                break
+        log_pending()
+        checkpoints.close()
+    if stopped is not None and step < num_steps:
+        print(f"stopped at step {step} of {num_steps}, saved; the same command goes on")
+        return EXIT_CODES[stopped]
+    return 0
+
+
+def max_k(knn: dict[str, float] | None) -> float | None:
+    """Return the accuracy that ranks checkpoints: the one of the largest k."""
+    return None if not knn else knn[max(knn, key=int)]
+
+
+def _prepare_workdir(config: ConfigDict, workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error}") from None
+    if not (workdir / "config.json").exists():
+        return
+    old, new = flatten(read_config(workdir / "config.json")), flatten(config)
+    different = [
+        f"{key}: {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if different:
+        raise UserError(
+            f"workdir {workdir} is of another config ({'; '.join(different)}); "
+            "give another --workdir, or the settings it was started with"
+        )
+
+
+def _restore_or_create(
+    config, encoder, tx, meta: Meta, mesh, checkpoints: Checkpoints
+) -> TrainState:
+    num_examples = meta["num_examples"]
+
+    def abstract(saved: Meta) -> TrainState:
+        for key, words in (("num_examples", "number"), ("train_hash", "content")):
+            if saved[key] != meta[key]:
+                raise UserError(
+                    f"the checkpoints in {checkpoints.directory} are of other training "
+                    f"images: their {words} was {saved[key]}, here it is {meta[key]}; "
+                    "give the data they were trained on, or another --workdir"
+                )
+        return abstract_train_state(config, encoder, tx, num_examples, mesh)
+
+    found = checkpoints.restore_newest(abstract)
+    if found is None:
+        if checkpoints.steps:
+            raise UserError(
+                f"every checkpoint in {checkpoints.directory} is damaged; move the "
+                "folder away to train from the beginning"
+            )
+        return create_train_state(config, encoder, tx, num_examples, mesh)
+    checkpoints.set_aside(after=int(found[0].step))
+    return found[0]
+
+
+def _evaluate(config, embed, state, dataset, mesh) -> dict[str, float] | None:
+    """Return kNN accuracy by k, or None where a split or its labels are missing."""
+    train, test = dataset.train, dataset.test
+    if test is None or train.labels is None or test.labels is None:
+        return None
+    accuracy = knn_accuracy(
+        embed(state, test.images).embedding,
+        test.labels,
+        embed(state, train.images).embedding,
+        train.labels,
+        k=config.knn.k,
+        temperature=config.knn.temperature,
+        mesh=mesh,
+    )
+    return {str(k): float(value) for k, value in accuracy.items()}
+
+
+def _check_finite(metrics, step: int, steps_per_epoch: int, checkpoints) -> None:
+    for name in (*(n for n in metrics if n != "loss"), "loss"):
+        if not math.isfinite(metrics[name]):
+            checkpoints.wait()
+            kept = checkpoints.steps
+            last = (
+                f"the checkpoint of step {kept[0]} is kept"
+                if kept
+                else ("there is no checkpoint yet")
+            )
+            raise UserError(
+                f"{name} is {metrics[name]} at step {step} (epoch "
+                f"{step / steps_per_epoch:.1f}); {last}; try a lower "
+                "optimizer.learning_rate"
+            )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills."""
+    requests: list[int] = []
+
+    def note(number, frame):
+        requests.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(record: dict[str, float], rate: float) -> str:
+    terms = "  ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in record.items()
+        if name.startswith("loss")
+    )
+    return f"{terms}  {rate:,.0f} images/s"
+
+
+def _knn_words(knn: dict[str, float]) -> str:
+    return "kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn.items())
+
+
+def _summary(config, dataset, state, mesh, num_steps: int) -> str:
+    size = config.data.image_size
+    test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
+    params = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{mesh.size} {jax.devices()[0].platform} device"
+    return (
+        f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
+        f"{size}x{size}, {dataset.content_hash[:12]}\n"
+        f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
+        f"{devices}{'s' * (mesh.size > 1)}; {config.num_epochs} epochs, "
+        f"{num_steps:,} steps of {config.batch_size}"
+    )

@@ -1,0 +1,148 @@
+"""One step of training: a pure function of state and batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from eir_jax import losses, sharding
+from eir_jax.memory_bank import Relations, relate_view, relate_views, update_memory_bank
+from eir_jax.models.encoder import Encoder
+from eir_jax.train_state import TrainState, state_shardings
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    config: ConfigDict,
+    encoder: Encoder,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    num_examples: int,
+    mesh: Mesh,
+) -> TrainStep:
+    """Return the step: (state, batch) -> (state, metrics), Eq. 10.
+
+    A batch holds `view1`, `view2`, `mixed` [batch, size, size, 3] (normalised; only
+    those that the configured terms look at), `partner`, `index` [batch] int32 and
+    `ratio` [batch] in [0, 1]. Metrics are the scalars `loss`, `loss_instance`,
+    `loss_intra`, `loss_inter` (those in use) and `learning_rate`.
+    """
+    slots = ("view1", "view2", "mixed")
+    everywhere = sharding.replicated(mesh)
+
+    def loss_fn(params, batch_stats, memory_bank, batch):
+        images = [batch[name] for name in slots if name in batch]
+        # Instance-major: a device's rows stay its own whatever the number of slots.
+        stacked = jnp.stack(images, axis=1)
+        output, updates = encoder.apply(
+            {"params": params, "batch_stats": batch_stats},
+            stacked.reshape(-1, *stacked.shape[2:]),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        embedding = output.embedding.reshape(len(stacked), len(images), -1)
+        # The bank's rows are split over the devices: each needs the whole batch.
+        embedding = jax.lax.with_sharding_constraint(embedding, everywhere)
+        named = dict(
+            zip((n for n in slots if n in batch), embedding.swapaxes(0, 1), strict=True)
+        )
+        terms = loss_terms(config, named, memory_bank, batch, num_examples)
+        loss = (
+            terms["loss_instance"]
+            + config.lambda_intra * terms.get("loss_intra", 0.0)
+            + config.lambda_inter * terms.get("loss_inter", 0.0)
+        )
+        return loss, (terms, named["view1"], updates["batch_stats"])
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (loss, (terms, view1, batch_stats)), gradient = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params, state.batch_stats, state.memory_bank, batch)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            memory_bank=update_memory_bank(
+                state.memory_bank, batch["index"], view1, config.bank_momentum
+            ),
+        )
+        return new_state, {
+            "loss": loss,
+            **terms,
+            "learning_rate": schedule(state.step),
+        }
+
+    return train_step
+
+
+def loss_terms(
+    config: ConfigDict,
+    embedding: dict[str, Float[Array, "batch dim"]],
+    memory_bank: Float[Array, "rows dim"],
+    batch: Batch,
+    num_examples: int,
+) -> Metrics:
+    """Return the terms of Eq. 10 that are in use, by name."""
+    index, tau = batch["index"], config.temperature
+    view1 = embedding["view1"]
+    if config.instance.form == "ir":
+        log_p = relate_view(memory_bank, view1, index, num_examples, tau)
+        terms = {"loss_instance": losses.ir_loss(log_p)}
+    if config.instance.form != "ir" or config.lambda_intra:
+        relations: Relations = relate_views(
+            memory_bank,
+            view1,
+            embedding["view2"],
+            index,
+            num_examples,
+            tau,
+            divergence_temperature=config.intra.temperature,
+            stop_gradient=config.intra.stop_gradient,
+            symmetric=config.intra.symmetric,
+        )
+        if config.instance.form != "ir":
+            terms = {
+                "loss_instance": losses.iraug_loss(relations, config.instance.form)
+            }
+        if config.lambda_intra:
+            terms["loss_intra"] = losses.intra_loss(relations)
+    if config.lambda_inter:
+        target = losses.mixed_target(view1, batch["partner"], batch["ratio"])
+        if config.inter.stop_gradient:
+            target = jax.lax.stop_gradient(target)
+        if config.inter.negatives == "bank":
+            terms["loss_inter"] = losses.inter_bank_loss(
+                embedding["mixed"],
+                target,
+                memory_bank,
+                index,
+                batch["partner"],
+                num_examples,
+                tau,
+                literal=config.inter.literal,
+            )
+        else:
+            terms["loss_inter"] = losses.inter_loss(
+                embedding["mixed"], target, tau, literal=config.inter.literal
+            )
+    return terms
+
+
+def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
+    """Map a step over the mesh; the state given to it is donated (gone afterwards)."""
+    shardings = state_shardings(state, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, sharding.split_rows(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )

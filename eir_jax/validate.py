@@ -1,0 +1,145 @@
+"""Every inconsistency of the settings, all at once, in words."""
+
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from eir_jax.config import flatten
+from eir_jax.errors import UserError
+
+CHOICES = {
+    "instance.form": ("iraug", "iraug_sum", "ir"),
+    "inter.negatives": ("batch", "bank"),
+    "interpolation.kind": ("cutmix", "mixup"),
+    "model.name": ("resnet18", "resnet10", "resnet34"),
+    "model.stem": ("small", "imagenet"),
+    "batch_norm.sharing": ("views", "all", "none"),
+    "data.source": ("digits", "arrays", "tfds"),
+    "data.pipeline": ("tf.data",),
+}
+RULES = {  # words: (test, the keys it holds for, separated by blanks)
+    "a whole number from 0 to 2147483647": (
+        lambda x: 0 <= x < 2**31,
+        "seed eval_every_epochs",
+    ),
+    "at least 1": (
+        lambda x: x >= 1,
+        "num_epochs batch_size model.width model.embedding_dim batch_norm.groups "
+        "data.image_size evaluation_batch_size log_every_steps "
+        "checkpoint_every_epochs keep_checkpoints",
+    ),
+    "finite and above 0": (
+        lambda x: 0 < x < math.inf,
+        "temperature interpolation.alpha optimizer.learning_rate knn.temperature",
+    ),
+    "finite and at least 0": (
+        lambda x: 0 <= x < math.inf,
+        "lambda_intra lambda_inter intra.temperature optimizer.weight_decay",
+    ),
+    "in [0, 1)": (lambda x: 0 <= x < 1, "bank_momentum optimizer.momentum"),
+    "in [0, 1]": (
+        lambda x: 0 <= x <= 1,
+        "views.jitter views.brightness views.contrast views.saturation views.grey "
+        "views.flip",
+    ),
+    "in [0, 0.5] turns": (lambda x: 0 <= x <= 0.5, "views.hue"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the settings by themselves, before any data is read.
+
+    Raises:
+      UserError: naming every problem, each with the way out.
+    """
+    problems = [*_choices(config), *_ranges(config), *_tuples(config)]
+    if config.data.source == "arrays" and not config.data.path:
+        problems.append("data.path is empty; give the .npz file of data.source=arrays")
+    if config.batch_size % config.batch_norm.groups:
+        problems.append(
+            f"batch_size={config.batch_size} does not divide into "
+            f"batch_norm.groups={config.batch_norm.groups}; use "
+            f"{_nearest_multiples(config.batch_size, config.batch_norm.groups)}"
+        )
+    _raise(problems)
+
+
+def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> None:
+    """Check the settings against the data and the devices.
+
+    Raises:
+      UserError: naming every problem, each with the way out.
+    """
+    problems = []
+    batch = config.batch_size
+    if batch > num_examples:
+        problems.append(
+            f"batch_size={batch} exceeds the {num_examples} training images; use at "
+            f"most {num_examples}"
+        )
+    if batch % num_devices:
+        problems.append(
+            f"batch_size={batch} does not divide over {num_devices} devices; use "
+            f"{_nearest_multiples(batch, num_devices)}"
+        )
+    if config.eval_every_epochs and max(config.knn.k) > num_examples:
+        fitting = ",".join(str(k) for k in config.knn.k if k <= num_examples)
+        problems.append(
+            f"knn.k={config.knn.k} asks for more neighbours than the {num_examples} "
+            f"training images; use --config.knn.k={fitting or num_examples}"
+        )
+    _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _nearest_multiples(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    above = below + divisor
+    return f"{below} or {above}" if below else f"{above}"
+
+
+def _choices(config: ConfigDict) -> Iterator[str]:
+    flat = flatten(config)
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            yield f"{key}={flat[key]!r} is none of {', '.join(allowed)}"
+
+
+def _ranges(config: ConfigDict) -> Iterator[str]:
+    flat = flatten(config)
+    for words, (holds, keys) in RULES.items():
+        for key in keys.split():
+            if not holds(flat[key]):  # NaN never holds
+                yield f"{key}={flat[key]} must be {words}"
+
+
+def _tuples(config: ConfigDict) -> Iterator[str]:
+    c = config.optimizer
+    if len(c.milestones) != len(c.factors):
+        yield (
+            f"optimizer.milestones has {len(c.milestones)} epochs and "
+            f"optimizer.factors {len(c.factors)} numbers; give one factor a milestone"
+        )
+    if list(c.milestones) != sorted(set(c.milestones)) or min(c.milestones) < 0:
+        yield f"optimizer.milestones={c.milestones} is not increasing from 0 on"
+    for key in ("mean", "std"):
+        value = config.data[key]
+        if len(value) != 3 or (key == "std" and min(value) <= 0):
+            yield f"data.{key}={value} is not three numbers" + (
+                " above 0" if key == "std" else ""
+            )
+    low, high = (*config.views.crop_area, 0, 0)[:2]
+    if len(config.views.crop_area) != 2 or not 0 < low <= high <= 1:
+        yield f"views.crop_area={config.views.crop_area} is not 0 < low <= high <= 1"
+    low, high = (*config.views.crop_aspect, 0, 0)[:2]
+    if len(config.views.crop_aspect) != 2 or not 0 < low <= high:
+        yield f"views.crop_aspect={config.views.crop_aspect} is not 0 < low <= high"
+    for group in ("knn", "retrieval"):
+        k = config[group].k
+        if not k or min(k) < 1 or list(k) != sorted(set(k)):
+            yield f"{group}.k={k} is not an increasing list of numbers from 1 on"

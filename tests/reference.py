@@ -1,0 +1,73 @@
+"""The equations once more, in float64 NumPy: the tests' independent oracle.
+
+Written from the paper and its protocol alone; nothing here comes from `eir_jax`.
+"""
+
+import numpy as np
+
+
+def unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))
+
+
+def softmax(scores):
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def instance_losses(bank, v, w, index, tau):
+    """Eq. 1-3: IR, IRaug to the letter, IRaug as a sum of two terms."""
+    p = softmax(v @ bank.T / tau)
+    q = softmax(w @ bank.T / tau)
+    own = np.arange(len(v)), index
+    return {
+        "ir": -np.log(p[own]).mean(),
+        "iraug": -np.log(p[own] + q[own]).mean(),
+        "iraug_sum": (-np.log(p[own]) - np.log(q[own])).mean(),
+    }
+
+
+def intra(bank, v, w, tau, *, symmetric=False, p_from=None):
+    """Eq. 4-6. `p_from`: the view that p is computed from, where it is held fixed."""
+    p = softmax((v if p_from is None else p_from) @ bank.T / tau)
+    q = softmax(w @ bank.T / tau)
+    forward = (p * np.log(p / q)).sum(1)
+    if not symmetric:
+        return forward.mean()
+    return ((forward + (q * np.log(q / p)).sum(1)) / 2).mean()
+
+
+def mixed_target(v, partner, ratio):
+    """Eq. 8."""
+    return unit(ratio[:, None] * v + (1 - ratio[:, None]) * v[partner])
+
+
+def inter(mixed, target, tau, *, literal=False):
+    """Eq. 9 with the batch as negatives."""
+    own = np.diag(softmax(target @ mixed.T / tau))
+    return -np.log(own.sum()) if literal else -np.log(own).mean()
+
+
+def inter_bank(mixed, target, bank, index, partner, tau, *, literal=False):
+    """Eq. 9 with the bank's other rows as negatives."""
+    own = []
+    for k in range(len(mixed)):
+        positive = np.exp(target[k] @ mixed[k] / tau)
+        others = [
+            np.exp(target[k] @ bank[j] / tau)
+            for j in range(len(bank))
+            if j not in (index[k], index[partner[k]])
+        ]
+        own.append(positive / (positive + np.sum(others)))
+    return -np.log(np.sum(own)) if literal else -np.log(own).mean()
+
+
+def gradient(function, x, epsilon=1e-6):
+    """Central finite differences of a scalar function, in float64."""
+    out = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        ahead, behind = x.copy(), x.copy()
+        ahead[place] += epsilon
+        behind[place] -= epsilon
+        out[place] = (function(ahead) - function(behind)) / (2 * epsilon)
+    return out

@@ -1,0 +1,74 @@
+"""A run so small that it compiles in seconds: shared by the tests."""
+
+import jax
+import numpy as np
+
+from configs import base
+from eir_jax import sharding
+from eir_jax.models.encoder import make_encoder
+from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.train_state import abstract_train_state, create_train_state
+from eir_jax.train_step import compile_train_step, make_train_step
+
+NUM_EXAMPLES = 70
+STEPS_PER_EPOCH = 2
+
+
+def small_config(**changes):
+    """Return the base settings with an 8-pixel, width-4 encoder."""
+    config = base.get_config()
+    config.model.name = "resnet10"
+    config.model.width = 4
+    config.model.embedding_dim = 16
+    config.data.image_size = 8
+    config.batch_size = 16
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def random_batch(config, step, num_examples=NUM_EXAMPLES):
+    """Return a batch of noise, three images of an instance alike: by `step` alone."""
+    rng = np.random.default_rng(step)
+    size = config.batch_size
+    images = rng.normal(size=(size, 8, 8, 3))
+    batch = {
+        name: (images + 0.3 * rng.normal(size=images.shape)).astype(np.float32)
+        for name in ("view1", "view2", "mixed")
+    }
+    batch["index"] = rng.permutation(num_examples)[:size].astype(np.int32)
+    batch["partner"] = rng.permutation(size).astype(np.int32)
+    batch["ratio"] = np.full(size, rng.uniform(), np.float32)
+    return batch
+
+
+class SmallRun:
+    """Encoder, optimiser, state and step on some of the devices."""
+
+    def __init__(self, config=None, devices=1, num_examples=NUM_EXAMPLES):
+        self.config = config or small_config()
+        self.num_examples = num_examples
+        self.mesh = sharding.make_mesh(jax.devices()[:devices])
+        self.encoder = make_encoder(self.config)
+        self.tx = make_optimizer(self.config, STEPS_PER_EPOCH)
+        self.parts = (self.config, self.encoder, self.tx, num_examples, self.mesh)
+        self.pure_step = make_train_step(
+            self.config,
+            self.encoder,
+            self.tx,
+            make_schedule(self.config, STEPS_PER_EPOCH),
+            num_examples,
+            self.mesh,
+        )
+
+    def create(self):
+        return create_train_state(*self.parts)
+
+    def abstract(self, meta=None):
+        return abstract_train_state(*self.parts)
+
+    def compiled(self, state):
+        return compile_train_step(self.pure_step, state, self.mesh)
+
+    def put(self, step):
+        batch = random_batch(self.config, step, self.num_examples)
+        return sharding.put_batch(batch, self.mesh)

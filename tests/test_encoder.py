@@ -1,0 +1,154 @@
+"""The encoder: size, initialisation, batch norm against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import base
+from eir_jax.models.encoder import batch_norm_passes, l2_normalize, make_encoder
+from eir_jax.models.resnet import BatchNorm
+
+
+def shapes(config, size):
+    encoder = make_encoder(config)
+    return jax.eval_shape(
+        lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "count"),
+    [("small", 32, 11_234_496), ("imagenet", 224, 11_242_176)],
+)
+def test_parameter_count(stem, size, count):
+    config = base.get_config()
+    config.model.stem = stem
+    params = shapes(config, size)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "last"),
+    [("small", 32, 4), ("small", 96, 12), ("imagenet", 224, 7)],
+)
+def test_shapes_of_the_paper(stem, size, last):
+    config = base.get_config()
+    config.model.stem = stem
+    encoder = make_encoder(config)
+
+    def run():
+        images = jnp.zeros((2, size, size, 3))
+        variables = encoder.init(jax.random.key(0), images)
+        feature_map = encoder.bind(variables).backbone(images, False)
+        return encoder.apply(variables, images), feature_map
+
+    output, feature_map = jax.eval_shape(run)
+    assert output.embedding.shape == (2, 128)
+    assert output.feature.shape == (2, 512)
+    assert feature_map.shape == (2, last, last, 512)
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = base.get_config()
+    config.model.name, config.model.width = "resnet10", 8
+    encoder = make_encoder(config)
+    images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    variables = jax.jit(encoder.init)(jax.random.key(0), images)
+    return encoder, variables, images
+
+
+def test_embedding_is_unit(small):
+    encoder, variables, images = small
+    output = encoder.apply(variables, images)
+    np.testing.assert_allclose(np.linalg.norm(output.embedding, axis=1), 1, rtol=1e-6)
+
+
+def test_initialisation_is_pytorchs(small):
+    """Kernels and the head's bias: U(+-1/sqrt(fan_in)); batch norm: 1 and 0."""
+    _, variables, _ = small
+    for path, value in jax.tree.leaves_with_path(variables["params"]):
+        name = jax.tree_util.keystr(path)
+        if "scale" in name:
+            np.testing.assert_array_equal(value, 1)
+        elif "norm" in name:
+            np.testing.assert_array_equal(value, 0)
+        else:
+            fan_in = 64 if "head" in name else np.prod(value.shape[:-1])
+            bound = fan_in**-0.5
+            assert np.abs(value).max() <= bound
+            if value.size > 1000:
+                assert np.abs(value).max() > 0.98 * bound
+                assert np.std(value) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def normalised(x):
+    """Batch norm of one forward pass, in float64."""
+    x = np.asarray(x, np.float64)
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / np.sqrt(var + 1e-5), mean, var
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("passes", [((0, 1), (2,)), ((0, 1, 2),), ((0,), (1,), (2,))])
+def test_batch_norm_equals_separate_forward_passes(groups, passes):
+    x = np.random.default_rng(0).normal(1.5, 2, size=(8, 3, 4, 5, 6))
+    norm = BatchNorm(groups=groups, passes=passes)
+    flat = jnp.asarray(x.reshape(24, 4, 5, 6), jnp.float32)
+    variables = norm.init(jax.random.key(0), flat, False)
+    out, updates = norm.apply(variables, flat, True, mutable=["batch_stats"])
+    out = np.asarray(out).reshape(x.shape)
+
+    running_mean, running_var = np.zeros(6), np.ones(6)
+    for members in passes:
+        means, variances = [], []
+        for group in np.split(np.arange(8), groups):
+            part = x[np.ix_(group, members)]
+            want, mean, var = normalised(part.reshape(-1, 4, 5, 6))
+            np.testing.assert_allclose(
+                out[np.ix_(group, members)].reshape(want.shape), want, atol=2e-5
+            )
+            count = part.size / 6
+            means.append(mean)
+            variances.append(var * count / (count - 1))
+        running_mean = 0.9 * running_mean + 0.1 * np.mean(means, 0)
+        running_var = 0.9 * running_var + 0.1 * np.mean(variances, 0)
+    stats = updates["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], running_mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], running_var, rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation_equals_flax():
+    x = jax.random.normal(jax.random.key(0), (4, 3, 3, 5))
+    params = {"scale": jnp.arange(1.0, 6), "bias": jnp.arange(5.0)}
+    stats = {"mean": jnp.linspace(-1, 1, 5), "var": jnp.linspace(0.5, 2, 5)}
+    variables = {"params": params, "batch_stats": stats}
+    with jax.numpy_rank_promotion("allow"):
+        want = nn.BatchNorm(use_running_average=True).apply(variables, x)
+    np.testing.assert_allclose(BatchNorm().apply(variables, x, False), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, ((0, 1), (2,))),
+        ({"batch_norm.sharing": "all"}, ((0, 1, 2),)),
+        ({"batch_norm.sharing": "none"}, ((0,), (1,), (2,))),
+        ({"lambda_inter": 0.0}, ((0, 1),)),
+        ({"lambda_inter": 0.0, "batch_norm.sharing": "none"}, ((0,), (1,))),
+        ({"instance.form": "ir", "lambda_inter": 0.0, "lambda_intra": 0.0}, ((0,),)),
+    ],
+)
+def test_only_slots_in_use_are_encoded(changes, passes):
+    config = base.get_config()
+    config.update_from_flattened_dict(changes)
+    assert batch_norm_passes(config) == passes
+
+
+def test_l2_normalize():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0]])
+    np.testing.assert_allclose(l2_normalize(x)[0], [0.6, 0.8], rtol=1e-6)
+    assert not l2_normalize(x)[1].any()
+    assert np.isfinite(jax.jacobian(l2_normalize)(x)).all()

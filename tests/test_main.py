@@ -1,0 +1,331 @@
+"""The program as users run it: subprocesses, their output, status and files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_checkpoint import overwrite
+
+pytest.importorskip("tensorflow", reason="the tf.data pipeline needs TensorFlow")
+
+ROOT = Path(__file__).parent.parent
+QUICK = [
+    "--config.num_epochs=2",
+    "--config.model.width=4",
+    "--config.model.embedding_dim=32",
+    "--config.optimizer.learning_rate=0.01",
+    "--config.eval_every_epochs=1",
+    "--config.checkpoint_every_epochs=1",
+    "--config.log_every_steps=1",
+]
+
+
+def command(module, *words):
+    return [sys.executable, "-m", f"eir_jax.{module}", *map(str, words)]
+
+
+def environment(devices=1):
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def run(module, *words, devices=1):
+    return subprocess.run(
+        command(module, *words),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train(workdir, *words, config="digits", quick=True, devices=1):
+    return run(
+        "main",
+        f"--config=configs/{config}.py",
+        f"--workdir={workdir}",
+        *(QUICK if quick else []),
+        *words,
+        devices=devices,
+    )
+
+
+def assert_refused(result, *parts):
+    """Bad input ends in one line on stderr that says `parts`, and in status 2."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert lines[-1].startswith("error: ") and "Traceback" not in result.stderr
+    for part in parts:
+        assert part in lines[-1]
+    return lines
+
+
+def records(workdir, kind="loss"):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if kind in r]
+
+
+def without_speed(workdir):
+    return [
+        {k: v for k, v in r.items() if k != "images_per_second"}
+        for r in records(workdir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the workdir of a finished quick run."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    assert "22 steps of 128" in result.stdout
+    return workdir
+
+
+def test_workdir_holds_what_is_promised(trained):
+    assert {p.name for p in trained.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+    }
+    steps = records(trained)
+    assert [r["step"] for r in steps] == list(range(1, 23))
+    assert steps[0].keys() == {
+        *("step", "epoch", "loss", "loss_instance", "loss_intra", "loss_inter"),
+        *("learning_rate", "images_per_second"),
+    }
+    for r in steps:
+        total = r["loss_instance"] + 15 * r["loss_intra"] + 2 * r["loss_inter"]
+        assert r["loss"] == pytest.approx(total, rel=1e-5)
+    knn = records(trained, "knn")
+    assert [(r["step"], r["epoch"]) for r in knn] == [(11, 1), (22, 2)]
+    assert list(knn[0]["knn"]) == ["5", "20", "200"]
+
+
+def test_evaluate_writes_numbers_with_their_protocol(trained):
+    result = run("evaluate", f"--workdir={trained}")
+    assert result.returncode == 0, result.stderr
+    record = json.loads((trained / "eval" / "step_22.json").read_text())
+    assert record.keys() == {"step", "knn", "retrieval", "protocol"}
+    assert list(record["knn"]) == ["5", "20", "200"]
+    assert list(record["retrieval"]) == ["R@1", "R@2", "R@4", "R@8"]
+    for value in (*record["knn"].values(), *record["retrieval"].values()):
+        assert 0.3 < value <= 1  # chance: .1
+        assert f"{100 * value:.2f}" in result.stdout
+    # The numbers that training noted at the same step come from the same functions.
+    assert records(trained, "knn")[-1]["knn"] == record["knn"]
+    protocol = record["protocol"]
+    assert protocol["knn"]["k"] == [5, 20, 200]
+    assert protocol["knn"]["temperature"] == 0.1
+    assert protocol["data"]["source"] == "digits"
+    assert len(protocol["data"]["content_hash"]) == 64
+    png = (trained / "figures" / "neighbours.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+
+
+def test_evaluate_takes_a_step_and_tasks_on_eight_devices(trained):
+    result = run(
+        "evaluate", f"--workdir={trained}", "--step=11", "--tasks=knn", devices=8
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads((trained / "eval" / "step_11.json").read_text())
+    assert record.keys() == {"step", "knn", "protocol"}
+    noted = records(trained, "knn")[0]["knn"]
+    for k, value in record["knn"].items():
+        assert value == pytest.approx(noted[k], abs=1.5 / 360)
+
+
+def test_started_again_it_is_done(trained):
+    result = train(trained)
+    assert result.returncode == 0
+    assert "already trained" in result.stdout
+
+
+def test_killed_it_goes_on_as_if_never_killed(trained, tmp_path):
+    """kill -9 after the checkpoint of epoch 1; the restart ends bit-equal."""
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("main", "--config=configs/digits.py", f"--workdir={workdir}", *QUICK),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not (workdir / "checkpoints" / "11" / "_CHECKPOINT_METADATA").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (workdir / "checkpoints" / "22").exists()
+
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    assert "going on from the checkpoint of step 11" in result.stdout
+    assert without_speed(workdir) == without_speed(trained)
+    checksums = [
+        json.loads((d / "checkpoints/22/meta/metadata").read_text())["checksums"]
+        for d in (workdir, trained)
+    ]
+    assert checksums[0] == checksums[1]  # of parameters, statistics, momentum, bank
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_signal_saves_and_ends(tmp_path, number, status):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [
+            *command(
+                "main", "--config=configs/digits.py", f"--workdir={workdir}", *QUICK
+            ),
+            "--config.num_epochs=1000",
+            "--config.eval_every_epochs=0",
+            "--config.checkpoint_every_epochs=1000",
+        ],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (workdir / "metrics.jsonl").exists() or not records(workdir):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "saved; the same command goes on" in output
+    assert len(list((workdir / "checkpoints").iterdir())) == 1
+
+
+def test_damaged_newest_checkpoint_falls_back_loudly(trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "damaged"
+    shutil.copytree(trained, workdir)
+    overwrite(workdir / "checkpoints" / "22")
+    result = run("evaluate", f"--workdir={workdir}", "--tasks=retrieval")
+    assert result.returncode == 0
+    assert "checkpoint 22 is damaged" in result.stderr
+    assert (workdir / "eval" / "step_11.json").exists()
+    assert_refused(
+        run("evaluate", f"--workdir={workdir}", "--step=22"), "checkpoint 22 is damaged"
+    )
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint 22 is damaged" in result.stderr
+    assert without_speed(workdir) == without_speed(trained)
+    overwrite(workdir / "checkpoints" / "11")
+    overwrite(workdir / "checkpoints" / "22")
+    assert_refused(train(workdir), "every checkpoint in", "is damaged")
+
+
+def test_loss_that_is_not_finite_names_step_and_term(tmp_path):
+    result = train(tmp_path / "w", "--config.optimizer.learning_rate=1e30")
+    assert_refused(result, "loss_instance is nan at step 2", "no checkpoint yet")
+
+
+def test_other_settings_are_refused(trained):
+    result = train(trained, "--config.temperature=0.2", "--config.seed=1")
+    assert_refused(
+        result, "another config", "temperature: 0.1 there, 0.2 here", "seed: 0 there"
+    )
+    assert train(trained, "--config.eval_every_epochs=7").returncode == 0
+
+
+def test_bad_command_lines_are_refused(tmp_path):
+    w = f"--workdir={tmp_path / 'w'}"
+    config = "--config=configs/digits.py"
+    assert_refused(run("main", w), "--config")
+    assert_refused(run("main", "--config=configs/digit.py", w), "configs/digits.py?")
+    assert_refused(run("main", config, w, "--config.sed=1"), "did you mean seed")
+    assert_refused(run("main", config, w, "--config.seed=x"), "whole number")
+    assert_refused(run("main", config, w, "--config.batch_size=2000"), "1437 training")
+    assert_refused(
+        run("main", config, w, "--config.batch_size=100", devices=8), "use 96 or 104"
+    )
+    assert_refused(run("main", config, "--workdir=/proc/x"), "cannot be written")
+    assert not (tmp_path / "w" / "config.json").exists()
+
+
+def test_nothing_to_evaluate_is_refused(trained, tmp_path):
+    assert_refused(run("evaluate", f"--workdir={tmp_path}"), "is no workdir")
+    (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
+    assert_refused(run("evaluate", f"--workdir={tmp_path}"), "no checkpoint yet")
+    w = f"--workdir={trained}"
+    assert_refused(run("evaluate", w, "--step=5"), "no checkpoint of step 5", "11, 22")
+    assert_refused(run("evaluate", w, "--tasks=knm"), "no task 'knm'")
+
+
+def save_arrays(path, count=140, labels=True):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", count), ("test", 40)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
+        if labels:
+            arrays[f"{split}_labels"] = rng.integers(0, 3, n).astype(np.int32)
+    np.savez(path, **arrays)
+    return path
+
+
+ARRAYS = [
+    "--config.data.source=arrays",
+    "--config.data.image_size=8",
+    "--config.knn.k=5,20",
+]
+
+
+def test_arrays_without_labels_train_but_are_not_evaluated(tmp_path):
+    path = save_arrays(tmp_path / "a.npz", labels=False)
+    workdir = tmp_path / "w"
+    words = [*ARRAYS, f"--config.data.path={path}"]
+    result = train(workdir, *words, config="cifar10")
+    assert result.returncode == 0, result.stderr
+    assert not records(workdir, "knn")
+    assert_refused(run("evaluate", f"--workdir={workdir}"), "labels")
+    # Other images under the same settings are refused, at training and evaluation.
+    other = save_arrays(tmp_path / "b.npz", count=141)
+    words = [*ARRAYS, f"--config.data.path={other}", "--config.num_epochs=3"]
+    assert_refused(train(workdir, *words, config="cifar10"), "other training images")
+    assert_refused(
+        run("evaluate", f"--workdir={workdir}", f"--data_path={other}"),
+        "not those of the checkpoint",
+    )
+
+
+def test_bad_arrays_are_refused(tmp_path):
+    good = save_arrays(tmp_path / "good.npz").read_bytes()
+    truncated = tmp_path / "truncated.npz"
+    truncated.write_bytes(good[: len(good) // 2])
+    shape = tmp_path / "shape.npz"
+    np.savez(shape, train_images=np.zeros((150, 8, 8), np.uint8))
+    for path in (tmp_path / "absent.npz", truncated, shape):
+        result = train(
+            tmp_path / "w", *ARRAYS, f"--config.data.path={path}", config="cifar10"
+        )
+        assert_refused(result, path.name)
+
+
+def test_data_set_that_cannot_be_had_is_refused_within_seconds(tmp_path):
+    began = time.monotonic()
+    result = train(
+        tmp_path / "w", f"--config.data.path={tmp_path}", config="cifar10", quick=False
+    )
+    assert_refused(result, "cifar10", "arrays")
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("module", ["main", "evaluate"])
+def test_help_is_quick_and_says_how(module):
+    began = time.monotonic()
+    result = run(module, "--help")
+    assert result.returncode == 0 and "--workdir" in result.stdout
+    assert time.monotonic() - began < 5  # about .2 s on a quiet machine

@@ -1,0 +1,37 @@
+"""Schedule and SGD against the protocol and a hand-written reference."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import base
+from eir_jax.optimizer import make_optimizer, make_schedule
+
+
+def test_schedule_is_the_papers():
+    schedule = make_schedule(base.get_config(), steps_per_epoch=390)
+    for epoch, rate in [(0, 0.03), (119, 0.03), (120, 0.003), (159, 0.003)]:
+        for step in (390 * epoch, 390 * epoch + 389):
+            assert schedule(step) == np.float32(rate)
+    for epoch in (160, 199):
+        np.testing.assert_allclose(schedule(390 * epoch), 0.0003, rtol=1e-6)
+
+
+def test_steps_are_pytorchs_sgd():
+    config = base.get_config()
+    config.optimizer.milestones = (1, 2)
+    tx = make_optimizer(config, steps_per_epoch=4)
+    rng = np.random.default_rng(0)
+    param = rng.normal(size=5)
+    params = {"w": jnp.asarray(param, jnp.float32)}
+    opt_state = tx.init(params)
+    buffer = np.zeros(5)
+    for step in range(12):
+        gradient = rng.normal(size=5)
+        updates, opt_state = tx.update(
+            {"w": jnp.asarray(gradient, jnp.float32)}, opt_state, params
+        )
+        params = optax.apply_updates(params, updates)
+        buffer = 0.9 * buffer + gradient + 5e-4 * param
+        param = param - 0.03 * (1, 0.1, 0.01)[step // 4] * buffer
+        np.testing.assert_allclose(params["w"], param, rtol=1e-5, atol=1e-6)
