@@ -110,6 +110,8 @@ def change_number(directory):
     file.write_text(json.dumps(meta))
 
 
+# Reads that Orbax leaves behind when one fails end when the event loop is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "damage", [overwrite, truncate, lose_file, empty, change_number]
 )

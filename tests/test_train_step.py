@@ -51,7 +51,11 @@ VARIANTS = pytest.mark.parametrize(
 
 @VARIANTS
 def test_one_device_equals_eight(changes):
-    """After 5 steps: metrics, parameters, statistics and bank."""
+    """After 5 steps: metrics, parameters, statistics and bank.
+
+    A batch of 64: with 16, batch norm over 1x1 maps magnifies float32's rounding.
+    """
+    changes = changes | {"batch_size": 64, "optimizer.learning_rate": 0.001}
     one, history1 = run_steps(1, **changes)
     eight, history8 = run_steps(8, **changes)
     for metrics1, metrics8 in zip(history1, history8, strict=True):
@@ -71,11 +75,12 @@ def test_one_device_equals_eight_in_float64(changes):
 
 
 def test_odd_device_counts_split_too():
-    one, _ = run_steps(1, 2, batch_size=15)
-    three, _ = run_steps(3, 2, batch_size=15)
-    rows = slice(0, NUM_EXAMPLES)
+    with jax.enable_x64(True):
+        one, _ = run_steps(1, 2, jnp.float64, batch_size=15)
+        three, _ = run_steps(3, 2, jnp.float64, batch_size=15)
+    real = slice(0, NUM_EXAMPLES)  # three devices have other padding rows
     np.testing.assert_allclose(
-        one.memory_bank[rows], three.memory_bank[rows], atol=1e-5
+        one.memory_bank[real], three.memory_bank[real], atol=1e-7
     )
 
 

@@ -119,7 +119,8 @@ def _crop(uniforms: Any, recipe: Recipe, height: Any, width: Any, xp: Any) -> An
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     # None fits: the largest centred box whose aspect is in range, as torchvision.
     rank = xp.where(fits, np.arange(n, 0, -1, dtype=np.int32), 0)
-    first, found = xp.argmax(rank), xp.max(rank) > 0
+    first = xp.argmax(rank)
+    found = rank[first] > 0
     w = xp.where(
         found, widths[first], xp.minimum(width, xp.round(height * high_aspect))
     )
@@ -133,3 +134,136 @@ def _crop(uniforms: Any, recipe: Recipe, height: Any, width: Any, xp: Any) -> An
         xp.where(found, uniforms[2 * n + 1] * (width - w + 1), (width - w) / 2)
     )
     return xp.stack([top, left, h, w])
+
+
+def draw_view(seed: Any, recipe: Recipe, height: Any, width: Any) -> ViewParameters:
+    """Draw the parameters of one view, a pure function of `seed`.
+
+    Args:
+      seed: [2] int64, as `view_seed` makes it.
+      height, width: of the image in pixels; int32 scalars, or numbers.
+    """
+    import tensorflow as tf
+
+    uniforms = tf.random.stateless_uniform([NUM_UNIFORMS], seed, alg="philox")
+    height, width = (tf.cast(side, tf.float32) for side in (height, width))
+    return view_parameters(uniforms, recipe, height, width, tf)
+
+
+def view_seed(seed: int, epoch: Any, index: Any, view: int) -> "tf.Tensor":
+    """Return [2] int64, another one for each (seed, epoch, index, view).
+
+    Args:
+      seed: of the run, in [0, 2**62).
+      epoch: int64 in [0, 2**31).
+      index: of the instance, int64 in [0, 2**32).
+      view: 0 or 1.
+    """
+    import tensorflow as tf
+
+    return tf.stack([tf.constant(2 * seed + view, tf.int64), epoch * 2**32 + index])
+
+
+def apply_view(
+    image: "tf.Tensor", parameters: ViewParameters, recipe: Recipe
+) -> "tf.Tensor":
+    """Make a view: crop, resize, jitter, grey, flip, normalise.
+
+    Args:
+      image: uint8 [height, width, 3].
+
+    Returns:
+      float32 [image_size, image_size, 3], (value in [0, 1] - mean) / std.
+    """
+    import tensorflow as tf
+
+    size = recipe.image_size
+    top, left, height, width = tf.unstack(tf.cast(parameters.crop, tf.int32))
+    view = image[top : top + height, left : left + width]
+    view = resize(view, size, shrinks=not _never_larger(image.shape, size))
+    if recipe.jitter >= 1:
+        view = _colour_jitter(view, parameters, recipe)
+    elif recipe.jitter > 0:
+        view = tf.cond(
+            parameters.jitter,
+            lambda: _colour_jitter(view, parameters, recipe),
+            lambda: view,
+        )
+    if recipe.grey > 0:
+        view = tf.where(parameters.grey, _grey(view), view)
+    if recipe.flip > 0:
+        view = view[:, :: 1 - 2 * tf.cast(parameters.flip, tf.int32)]
+    view = (view - tf.constant(recipe.mean)) / tf.constant(recipe.std)
+    return tf.ensure_shape(view, [size, size, 3])
+
+
+def _never_larger(shape: "tf.TensorShape", size: int) -> bool:
+    return all(side is not None and side <= size for side in shape[:2])
+
+
+def resize(image: "tf.Tensor", size: int, shrinks: bool = True) -> "tf.Tensor":
+    """Resize bilinearly, with Pillow's antialiasing where the image is larger.
+
+    Args:
+      image: uint8 [height, width, 3].
+      shrinks: whether it may be larger than `size`; quicker if not.
+
+    Returns:
+      float32 [size, size, 3] in [0, 1].
+    """
+    import tensorflow as tf
+
+    if shrinks:
+        scale = size / tf.cast(tf.shape(image)[:2], tf.float32)
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=[size, size],
+            scale=scale,
+            translation=[0.0, 0.0],
+            kernel_type="triangle",
+            antialias=True,
+        )
+    else:
+        resized = tf.raw_ops.ResizeBilinear(
+            images=image[None], size=[size, size], half_pixel_centers=True
+        )
+    return resized[0] * (1 / 255)
+
+
+def _grey(image: "tf.Tensor") -> "tf.Tensor":
+    import tensorflow as tf
+
+    return tf.reduce_sum(image * tf.constant(GREY_WEIGHTS), axis=-1, keepdims=True)
+
+
+def _colour_jitter(
+    image: "tf.Tensor", parameters: ViewParameters, recipe: Recipe
+) -> "tf.Tensor":
+    """Four operations in their drawn order, each clipped to [0, 1]."""
+    import tensorflow as tf
+
+    sel = tf.gather(tf.constant(JITTER_ORDERS), tf.cast(parameters.order, tf.int32))
+    f = tf.gather(
+        tf.stack(
+            [parameters.brightness, parameters.contrast, parameters.saturation, 1.0]
+        ),
+        sel,
+    )
+    con = tf.cast(tf.equal(sel, CONTRAST), tf.float32) * (1 - f)
+    sat = tf.cast(tf.equal(sel, SATURATION), tf.float32) * (1 - f)
+    F = tf.unstack(f)
+    C = tf.unstack(con)
+    S = tf.unstack(sat)
+    H = tf.unstack(tf.equal(sel, HUE))
+    for k in range(4):
+
+        def lin(image=image, k=k):
+            g = _grey(image)
+            return tf.clip_by_value(
+                image * F[k] + (g * S[k] + tf.reduce_mean(g) * C[k]), 0.0, 1.0
+            )
+
+        image = tf.cond(
+            H[k], lambda image=image: tf.image.adjust_hue(image, parameters.hue), lin
+        )
+    return image

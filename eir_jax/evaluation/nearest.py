@@ -6,10 +6,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from eir_jax import sharding
 from eir_jax.errors import UserError
 
 
@@ -26,10 +27,11 @@ def nearest(
 ) -> tuple[Float32[np.ndarray, "query k"], Int32[np.ndarray, "query k"]]:
     """Find each query's k gallery rows of largest inner product, largest first.
 
-    Rows of equal similarity come in the gallery's order, across blocks and devices too.
-    Products are float32 at the highest matmul precision. Beyond the arguments and the
-    result, memory holds `query_block * gallery_block` similarities a device and two
-    blocks of the gallery, however large that is (other dtypes are copied to float32).
+    Rows of equal similarity come in the gallery's order, across blocks and devices too,
+    and the result is the same on any number of devices. Products are float32 at the
+    highest matmul precision. Beyond the arguments and the result, memory holds
+    `query_block * gallery_block` similarities a device and two blocks of the gallery,
+    however large that is (other dtypes are copied to float32).
 
     Args:
         queries: rows to look up, of any norm.
@@ -41,7 +43,7 @@ def nearest(
             this process's first device when left out.
         progress: called with (steps done, steps in all) after each step.
         query_block: queries multiplied at once.
-        gallery_block: gallery rows held at once on each device.
+        gallery_block: gallery rows held at once on each device, rounded up to 64s.
 
     Returns:
         Similarity, and the row's index in the gallery.
@@ -50,13 +52,10 @@ def nearest(
         UserError: an array is empty, not finite or of another dimension than the
             other, or k is out of range.
     """
-    queries, gallery = _checked(queries, "queries"), _checked(gallery, "gallery")
+    queries, gallery = check_rows(queries, "queries"), check_rows(gallery, "gallery")
     _check_request(queries, gallery, k, exclude)
     if mesh is None:
-        device = jax.local_devices()[:1]
-        mesh = jax.make_mesh(
-            (1,), ("data",), axis_types=(AxisType.Auto,), devices=device
-        )
+        mesh = sharding.make_mesh(jax.local_devices()[:1])
     # A query's own row can push out no more than the last of k + 1 neighbours.
     kept = k if exclude is None else k + 1
     query_block = min(query_block, len(queries))
@@ -73,7 +72,7 @@ def nearest(
             mesh,
             query_block,
             gallery_block,
-            progress and (lambda at, of, i=i: progress(i * of + at, chunks * of)),
+            progress and functools.partial(_report, progress, i, chunks),
         )
         similarity[start:stop], index[start:stop] = (x[: stop - start] for x in found)
     if exclude is None:
@@ -85,13 +84,14 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
     """Pass the gallery by one chunk of queries; NumPy [query, k] twice."""
     shards = mesh.shape["data"]
     per_shard = -(-len(gallery) // shards)
-    # Groups of about sqrt(block / k) columns leave top_k the fewest elements.
+    # Groups of about sqrt(block / k) rows leave top_k the fewest elements.
     group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2
     group = group if group >= 4 else 1
-    steps, block = _split(per_shard, gallery_block, group)
-    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    # Multiples of 64, as XLA's products of other shapes are rounded in other ways (CPU).
+    steps, block = _split(per_shard, gallery_block, max(group, 64))
+    split = sharding.split_rows(mesh)
     step = _make_step(mesh, query_block, group)
-    queries = jax.device_put(queries, whole)
+    queries = jax.device_put(queries, sharding.replicated(mesh))
     best = jnp.full((shards, len(queries), k), -jnp.inf, jnp.float32, device=split)
     index = jnp.zeros((shards, len(queries), k), jnp.int32, device=split)
     for i in range(steps):
@@ -158,13 +158,15 @@ def _fold_block(
         # Exact in a half valid group too, since its other columns repeat a valid one.
         maxima = grouped.max(axis=2)
         maxima = _masked(maxima, (column[:, ::group] < valid) & (maxima > bound))
-        maxima, chosen = _top_k(maxima, k)
+        maxima, chosen = jax.lax.top_k(maxima, k)
         chosen = jnp.sort(chosen, axis=1)[:, :, None]  # equal elements: in row order
         similarity = jnp.take_along_axis(grouped, chosen, axis=1).reshape(queries, -1)
         column = (chosen * group + jnp.arange(group)[None, None]).reshape(queries, -1)
-        bound = jnp.maximum(bound, maxima[:, -1:])  # spares top_k what cannot win
+        # Spares top_k what cannot win. By min: a slice of top_k's result would make XLA
+        # sort whole rows instead (ten times as long on a CPU).
+        bound = jnp.maximum(bound, maxima.min(axis=1, keepdims=True))
     similarity = _masked(similarity, (column < valid) & (similarity >= bound))
-    best, place = _top_k(jnp.concatenate([best, similarity], axis=1), k)
+    best, place = jax.lax.top_k(jnp.concatenate([best, similarity], axis=1), k)
     column = jnp.broadcast_to(column, similarity.shape)
     index = jnp.concatenate([index, first + column], axis=1)
     return best, jnp.take_along_axis(index, place, axis=1)
@@ -173,15 +175,6 @@ def _fold_block(
 def _masked(x, mask):
     """Put -inf where the mask is not, and 0 for -0: top_k would rank 0 before -0."""
     return jnp.where(mask, jnp.where(x == 0, 0.0, x), -jnp.inf)
-
-
-def _top_k(x: Float[Array, "row column"], k: int):
-    """Select the k largest of each row and their columns, the first of equals first.
-
-    XLA recognises top_k by its pattern, and sorts whole rows where a slice of the
-    result is fused into it: the barrier keeps that away (a factor of 10 on a CPU).
-    """
-    return jax.lax.optimization_barrier(jax.lax.top_k(x, k))
 
 
 @functools.cache
@@ -193,10 +186,10 @@ def _make_merge(mesh: Mesh):
             return best[0], index[0]
         k = best.shape[2]
         best, index = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in (best, index))
-        best, place = _top_k(best, k)
+        best, place = jax.lax.top_k(best, k)
         return best, jnp.take_along_axis(index, place, axis=1)
 
-    return jax.jit(merge, out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(merge, out_shardings=sharding.replicated(mesh))
 
 
 def _rows_of_shard(gallery, per_shard, start, block, where):
@@ -230,8 +223,19 @@ def _without(similarity, index, exclude):
     return [np.take_along_axis(x, kept, axis=1) for x in (similarity, index)]
 
 
-def _checked(x, name):
-    """Cast to float32 [row, dim] and make sure that no inner product can overflow."""
+def _report(progress, chunk, chunks, done, steps):
+    """Tell the steps done of all chunks, from those of one."""
+    progress(chunk * steps + done, chunks * steps)
+
+
+def check_rows(
+    x: Float[np.ndarray, "row dim"], name: str
+) -> Float32[np.ndarray, "row dim"]:
+    """Return the rows as float32, of which no inner product can overflow.
+
+    Raises:
+        UserError: there are none, or some are not finite or larger than about 1e19.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.asarray(x, np.float32)
         if x.ndim != 2 or not x.size:

@@ -1,0 +1,79 @@
+"""What happens when: pure functions of (seed, epoch) and (seed, step), in NumPy."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+ORDER, INTERPOLATION = range(2)  # purposes: each has random numbers of its own
+
+
+class Interpolation(NamedTuple):
+    """How a batch is mixed (Eq. 7)."""
+
+    partner: Int32[np.ndarray, " batch"]
+    """A permutation: image i is mixed with image partner[i]."""
+    ratio: Float32[np.ndarray, " batch"]
+    """r: the share of image i, in [0, 1]."""
+    box: Int32[np.ndarray, "batch 4"]
+    """Cutmix: top, left, bottom, right of the part that is the partner's; else 0."""
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Return the whole batches in an epoch; the last short one is dropped."""
+    return num_examples // batch_size
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, " n"]:
+    """Return the instances in the order of an epoch, a permutation of all."""
+    return _generator(ORDER, seed, epoch).permutation(num_examples).astype(np.int32)
+
+
+def draw_interpolation(
+    seed: int,
+    step: int,
+    batch_size: int,
+    image_size: int,
+    *,
+    kind: str = "cutmix",
+    alpha: float = 1.0,
+    per_sample: bool = False,
+) -> Interpolation:
+    """Draw partners and ratios of a step; ratio ~ Beta(alpha, alpha).
+
+    Cutmix takes a box of area 1 - ratio around a uniform centre, clipped to the image,
+    and the ratio anew from what is left of it (Yun et al., 2019, and their code).
+
+    Args:
+      seed: of the run.
+      step: from 0 on.
+      batch_size: images a batch.
+      image_size: pixels, height and width.
+      kind: 'cutmix' or 'mixup'.
+      alpha: > 0.
+      per_sample: one ratio and box an image instead of one a batch.
+    """
+    generator = _generator(INTERPOLATION, seed, step)
+    partner = generator.permutation(batch_size).astype(np.int32)
+    count = batch_size if per_sample else 1
+    ratio = generator.beta(alpha, alpha, count)
+    box = np.zeros((count, 4), np.int32)
+    if kind == "cutmix":
+        side = np.floor(image_size * np.sqrt(1 - ratio)).astype(np.int64)[:, None]
+        centre = generator.integers(0, image_size, (count, 2))
+        corners = np.concatenate([centre - side // 2, centre + side // 2], axis=1)
+        box = np.clip(corners, 0, image_size).astype(np.int32)
+        area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+        ratio = 1 - area / image_size**2
+    shape = (batch_size,)
+    return Interpolation(
+        partner,
+        np.broadcast_to(ratio.astype(np.float32), shape),
+        np.broadcast_to(box, (*shape, 4)),
+    )
+
+
+def _generator(purpose: int, seed: int, number: int) -> np.random.Generator:
+    """Return a generator of its own for each (purpose, seed, number)."""
+    key = np.random.SeedSequence([purpose, seed, number])
+    return np.random.Generator(np.random.Philox(key))

@@ -1,0 +1,243 @@
+"""Where images come from: each source gives the whole data set as uint8 arrays.
+
+Nothing here needs TensorFlow or JAX, but for the `tfds` source.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eir_jax.errors import UserError
+
+NUM_DIGITS_TRAIN = 1437
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images, and their classes where these are known."""
+
+    images: np.ndarray
+    """uint8 [n, height, width, 3]."""
+    labels: np.ndarray | None
+    """int32 [n], from 0 on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a run trains on and is judged by."""
+
+    source: str
+    name: str
+    train: Split
+    test: Split | None
+    class_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def train_hash(self) -> str:
+        """SHA-256 of the training images: all that training depends on."""
+        return _sha256(self.train.images)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of the images and labels of both splits."""
+        test = self.test or Split(np.empty(0, np.uint8), None)
+        return _sha256(self.train.images, self.train.labels, test.images, test.labels)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Source and name, for the record."""
+        return {"source": self.source, "name": self.name}
+
+
+def load(config: ConfigDict) -> Dataset:
+    """Load the data set that `config` (the `data` part of the settings) names.
+
+    Raises:
+      UserError: it cannot be had, or is not as the settings say; with the way out.
+    """
+    return SOURCES[config.source](config)
+
+
+def labelled(dataset: Dataset, split: str) -> Split:
+    """Return the 'train' or 'test' split for evaluation.
+
+    Raises:
+      UserError: there is no such split, or it has no labels.
+    """
+    found: Split | None = getattr(dataset, split)
+    if found is None:
+        raise UserError(
+            f"{dataset.name} has no {split} images, which evaluation needs; add "
+            f"'{split}_images' and '{split}_labels' to the data"
+        )
+    if found.labels is None:
+        raise UserError(
+            f"the {split} images of {dataset.name} have no labels, which evaluation "
+            f"needs; add '{split}_labels' to the data"
+        )
+    return found
+
+
+def _digits(config: ConfigDict) -> Dataset:
+    """Scikit-learn's 1,797 digits, enlarged; a fixed split of 1,437 and 360."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    size = config.image_size
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR))
+            for image in grey
+        ]
+    )
+    images = np.repeat(images[..., None], 3, axis=-1)
+    order = np.random.RandomState(0).permutation(len(images))
+    train, test = np.split(order, [NUM_DIGITS_TRAIN])
+    labels = digits.target.astype(np.int32)
+    return Dataset(
+        "digits",
+        config.name,
+        Split(images[train], labels[train]),
+        Split(images[test], labels[test]),
+        tuple(str(digit) for digit in range(10)),
+    )
+
+
+def _arrays(config: ConfigDict) -> Dataset:
+    """A local .npz: `train_images`, and if present `train_labels`, `test_*`."""
+    path = Path(config.path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path} (data.path); give an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read as an .npz of plain arrays ({error}); write it "
+            "anew with numpy.savez"
+        ) from None
+    if "train_images" not in arrays:
+        raise UserError(
+            f"{path} holds no 'train_images' (it holds: {', '.join(arrays) or 'none'})"
+        )
+    test = None
+    if "test_images" in arrays:
+        test = _checked_split(path, arrays, "test", config.image_size)
+    names = arrays.get("class_names")
+    return Dataset(
+        "arrays",
+        config.name,
+        _checked_split(path, arrays, "train", config.image_size),
+        test,
+        None if names is None else tuple(str(name) for name in names),
+    )
+
+
+def _checked_split(path: Path, arrays: dict, split: str, size: int) -> Split:
+    images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
+    key = f"'{split}_images' of {path}"
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(
+            f"{key} is {images.dtype} {list(images.shape)}; it must be uint8 "
+            "[N, height, width, 3]"
+        )
+    if not len(images):
+        raise UserError(f"{key} holds no image")
+    if images.shape[1:3] != (size, size):
+        height, width = images.shape[1:3]
+        raise UserError(
+            f"{key} are {height}x{width} pixels and data.image_size is {size}; "
+            + (f"use --config.data.image_size={height}" if height == width else "")
+            + ("" if height == width else "make them square")
+        )
+    if labels is None:
+        return Split(images, None)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"'{split}_labels' of {path} is {labels.dtype} {list(labels.shape)}; it "
+            f"must hold {len(images)} whole numbers, one for each image"
+        )
+    if labels.min() < 0:
+        raise UserError(
+            f"'{split}_labels' of {path} holds {labels.min()}; classes count from 0"
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+def _tfds(config: ConfigDict) -> Dataset:
+    """A data set of TensorFlow Datasets with `train` and `test` splits, in memory."""
+    try:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.download import downloader
+    except ImportError as error:
+        raise UserError(
+            f"data.source=tfds needs tensorflow-datasets ({error}); install "
+            "requirements.txt or use data.source=arrays"
+        ) from None
+    downloader.MAX_RETRIES = 1  # without a network, say so at once
+    name, folder = config.name, config.path or None
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders())
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"TFDS has no data set '{name}' (data.name){hint}") from None
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS raises many types
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"TFDS cannot prepare {name} in {builder.data_dir} ({reason}); prepare it "
+            "where there is a network and give its folder as data.path, or put the "
+            f"archives into {Path(builder.data_dir).parents[1]}/downloads/manual, or "
+            "use data.source=arrays with a local .npz"
+        ) from None
+    splits = [_tfds_split(builder, split) for split in ("train", "test")]
+    for split in splits:
+        if split.images.shape[1:3] != (config.image_size,) * 2:
+            raise UserError(
+                f"{name} has images of {split.images.shape[1:3]} pixels and "
+                f"data.image_size is {config.image_size}"
+            )
+    names = tuple(builder.info.features["label"].names)
+    return Dataset("tfds", name, *splits, names)
+
+
+def _tfds_split(builder: Any, split: str) -> Split:
+    columns: dict[str, list] = {"image": [], "label": []}
+    if builder.info.file_format.value == "array_record":  # read without TensorFlow
+        examples = builder.as_data_source(split=split)
+    else:
+        import tensorflow_datasets as tfds
+
+        examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    for example in examples:
+        for key, column in columns.items():
+            column.append(example[key])
+    return Split(
+        np.asarray(columns["image"], np.uint8), np.asarray(columns["label"], np.int32)
+    )
+
+
+def _sha256(*arrays: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            digest.update(b"none")
+            continue
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+SOURCES = {"digits": _digits, "arrays": _arrays, "tfds": _tfds}
