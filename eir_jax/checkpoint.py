@@ -65,6 +65,11 @@ class Checkpoints:
         """The steps that have a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
+    @property
+    def best(self) -> int | None:
+        """The step with the best kNN of those kept; None where none was evaluated."""
+        return self._manager.best_step()
+
     def save(self, state: TrainState, meta: Meta, knn: float | None) -> None:
         """Save `state` in the background; `knn` (in [0, 1]) ranks it for 'best'.
 

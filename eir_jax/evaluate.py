@@ -3,13 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eir_jax import cli
 from eir_jax.errors import UserError
-
-if TYPE_CHECKING:  # imports of JAX wait until --help has had its say
-    from ml_collections import ConfigDict
 
 TASKS = ("knn", "retrieval")
 DESCRIPTION = """\
@@ -26,7 +23,10 @@ def main(argv: list[str]) -> int:
         "--workdir", required=True, type=Path, help="folder of a run of eir_jax.main"
     )
     parser.add_argument(
-        "--step", type=int, default=-1, help="step of the checkpoint (default: newest)"
+        "--step",
+        default="last",
+        help="which checkpoint: its step, 'best' (by kNN while training) or 'last' "
+        "(default)",
     )
     parser.add_argument(
         "--tasks",
@@ -41,26 +41,24 @@ def main(argv: list[str]) -> int:
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
-    from eir_jax.config import read_config
-
-    config = read_config(args.workdir / "config.json")
-    if args.data_path is not None:
-        config.data.path = args.data_path
-    record = evaluate(config, args.workdir, args.step, tasks)
+    record = evaluate(args.workdir, args.step, tasks, args.data_path)
     print_table(record)
     return 0
 
 
 def evaluate(
-    config: "ConfigDict", workdir: Path, step: int = -1, tasks: tuple[str, ...] = TASKS
+    workdir: Path,
+    step: str = "last",
+    tasks: tuple[str, ...] = TASKS,
+    data_path: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json` and the figure.
 
     Args:
-      config: the run's settings.
       workdir: the run's folder.
-      step: which checkpoint; -1 for the newest whole one.
+      step: a number, 'best' or 'last'.
       tasks: of `TASKS`.
+      data_path: where the data lies now, instead of the settings' `data.path`.
 
     Returns what was written: `step`, `protocol` and a part for each task, accuracies
     as fractions in [0, 1].
@@ -68,17 +66,17 @@ def evaluate(
     Raises:
       UserError: no checkpoint, no labels, or other data than the checkpoint's.
     """
-    from eir_jax import figures, sharding
+    from eir_jax import figures
     from eir_jax.data import sources
-    from eir_jax.evaluation.embed import EVALUATION_VIEW, make_embed
+    from eir_jax.evaluation.embed import EVALUATION_VIEW
     from eir_jax.evaluation.knn import knn_accuracy
+    from eir_jax.evaluation.restore import restore_run
     from eir_jax.evaluation.retrieval import recall_at_k
     from eir_jax.metrics import ProgressLine
-    from eir_jax.models.encoder import make_encoder
 
-    mesh = sharding.make_mesh()
-    encoder = make_encoder(config)
-    state, meta = restore(config, encoder, workdir, step, mesh)
+    config, state, meta, embed, mesh = restore_run(workdir, step)
+    if data_path is not None:
+        config.data.path = data_path
     dataset = sources.load(config.data)
     if dataset.train_hash != meta["train_hash"]:
         raise UserError(
@@ -87,7 +85,6 @@ def evaluate(
             "give --data_path"
         )
     test = sources.labelled(dataset, "test")
-    embed = make_embed(config, encoder, mesh)
 
     def embed_split(name: str, images):
         progress = ProgressLine(f"embedding {name}", len(images))
@@ -152,60 +149,6 @@ def evaluate(
     record["protocol"] = protocol
     write_json(record, workdir / "eval" / f"step_{record['step']}.json")
     return record
-
-
-def restore(config: "ConfigDict", encoder, workdir: Path, step: int, mesh):
-    """Return the (state, meta) of a checkpoint.
-
-    Args:
-      config: the run's settings.
-      encoder: as `make_encoder(config)` builds it.
-      workdir: the run's folder.
-      step: which checkpoint; -1 for the newest whole one.
-      mesh: the devices to restore to.
-
-    Raises:
-      UserError: there is no such checkpoint, or it is damaged.
-    """
-    from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint
-    from eir_jax.optimizer import make_optimizer
-    from eir_jax.train_state import abstract_train_state
-
-    directory = workdir / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(
-            f"{workdir} holds no checkpoint yet; train with `python -m eir_jax.main`"
-        )
-    checkpoints = Checkpoints(directory, read_only=True)
-    steps = checkpoints.steps
-    if not steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint yet; train with `python -m eir_jax.main`"
-        )
-    if step != -1 and step not in steps:
-        raise UserError(
-            f"{workdir} has no checkpoint of step {step}; there are "
-            f"{', '.join(map(str, sorted(steps)))}"
-        )
-
-    def abstract(meta):
-        # The schedule's length does not enter the state's shapes: any will do.
-        tx = make_optimizer(config, steps_per_epoch=1)
-        return abstract_train_state(config, encoder, tx, meta["num_examples"], mesh)
-
-    if step == -1:
-        found = checkpoints.restore_newest(abstract)
-        if found is None:
-            raise UserError(f"every checkpoint in {directory} is damaged")
-        return found
-    try:
-        meta = checkpoints.read_meta(step)
-        return checkpoints.restore(step, abstract(meta)), meta
-    except DamagedCheckpoint as damage:
-        raise UserError(
-            f"checkpoint {step} is damaged: {damage}; there are "
-            f"{', '.join(map(str, sorted(steps)))}"
-        ) from None
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

@@ -101,9 +101,9 @@ class ProgressLine:
     def update(self, done: int, note: str | None = None) -> None:
         """Show that `done` of the total are done, with a note such as the loss."""
         if self._live:
-            self._bar.update(
-                self._task, completed=done, **({} if note is None else {"note": note})
-            )
+            self._bar.update(self._task, completed=done)
+            if note is not None:
+                self._bar.update(self._task, note=note)
             return
         now = time.monotonic()
         if note is not None and now - self._printed >= SECONDS_BETWEEN_LINES:

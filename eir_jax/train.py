@@ -43,7 +43,7 @@ FREE_KEYS = (
     "checkpoint_every_epochs",
     "keep_checkpoints",
 )
-EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:

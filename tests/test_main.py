@@ -230,7 +230,7 @@ def test_damaged_newest_checkpoint_falls_back_loudly(trained, tmp_path):
 
 def test_loss_that_is_not_finite_names_step_and_term(tmp_path):
     result = train(tmp_path / "w", "--config.optimizer.learning_rate=1e30")
-    assert_refused(result, "loss_instance is nan at step 2", "no checkpoint yet")
+    assert_refused(result, "loss_instance is nan at step 3", "no checkpoint yet")
 
 
 def test_other_settings_are_refused(trained):

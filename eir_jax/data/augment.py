@@ -182,11 +182,11 @@ def apply_view(
     view = image[top : top + height, left : left + width]
     view = resize(view, size, shrinks=not _never_larger(image.shape, size))
     if recipe.jitter >= 1:
-        view = _colour_jitter(view, parameters, recipe)
+        view = _colour_jitter(view, parameters)
     elif recipe.jitter > 0:
         view = tf.cond(
             parameters.jitter,
-            lambda: _colour_jitter(view, parameters, recipe),
+            lambda: _colour_jitter(view, parameters),
             lambda: view,
         )
     if recipe.grey > 0:
@@ -236,34 +236,33 @@ def _grey(image: "tf.Tensor") -> "tf.Tensor":
     return tf.reduce_sum(image * tf.constant(GREY_WEIGHTS), axis=-1, keepdims=True)
 
 
-def _colour_jitter(
-    image: "tf.Tensor", parameters: ViewParameters, recipe: Recipe
-) -> "tf.Tensor":
-    """Four operations in their drawn order, each clipped to [0, 1]."""
+def _colour_jitter(image: "tf.Tensor", parameters: ViewParameters) -> "tf.Tensor":
+    """Four operations in their drawn order, each clipped to [0, 1].
+
+    All but hue are one formula, image * factor + (1 - factor) * (nothing, or the mean
+    of the grey image, or the grey image): a branch less to take for each.
+    """
     import tensorflow as tf
 
-    sel = tf.gather(tf.constant(JITTER_ORDERS), tf.cast(parameters.order, tf.int32))
-    f = tf.gather(
+    order = tf.gather(tf.constant(JITTER_ORDERS), tf.cast(parameters.order, tf.int32))
+    factors = tf.gather(
         tf.stack(
             [parameters.brightness, parameters.contrast, parameters.saturation, 1.0]
         ),
-        sel,
+        order,
     )
-    con = tf.cast(tf.equal(sel, CONTRAST), tf.float32) * (1 - f)
-    sat = tf.cast(tf.equal(sel, SATURATION), tf.float32) * (1 - f)
-    F = tf.unstack(f)
-    C = tf.unstack(con)
-    S = tf.unstack(sat)
-    H = tf.unstack(tf.equal(sel, HUE))
-    for k in range(4):
+    of_mean = (1 - factors) * tf.cast(order == CONTRAST, tf.float32)
+    of_grey = (1 - factors) * tf.cast(order == SATURATION, tf.float32)
 
-        def lin(image=image, k=k):
-            g = _grey(image)
-            return tf.clip_by_value(
-                image * F[k] + (g * S[k] + tf.reduce_mean(g) * C[k]), 0.0, 1.0
-            )
+    def blend(image, place):
+        grey = _grey(image)
+        added = grey * of_grey[place] + tf.reduce_mean(grey) * of_mean[place]
+        return tf.clip_by_value(image * factors[place] + added, 0.0, 1.0)
 
+    for place in range(4):
         image = tf.cond(
-            H[k], lambda image=image: tf.image.adjust_hue(image, parameters.hue), lin
+            order[place] == HUE,
+            lambda image=image: tf.image.adjust_hue(image, parameters.hue),
+            lambda image=image, place=place: blend(image, place),
         )
     return image

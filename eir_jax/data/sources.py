@@ -30,6 +30,13 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledSplit(Split):
+    """Images whose classes are known."""
+
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """What a run trains on and is judged by."""
 
@@ -65,7 +72,7 @@ def load(config: ConfigDict) -> Dataset:
     return SOURCES[config.source](config)
 
 
-def labelled(dataset: Dataset, split: str) -> Split:
+def labelled(dataset: Dataset, split: str) -> LabelledSplit:
     """Return the 'train' or 'test' split for evaluation.
 
     Raises:
@@ -82,7 +89,7 @@ def labelled(dataset: Dataset, split: str) -> Split:
             f"the {split} images of {dataset.name} have no labels, which evaluation "
             f"needs; add '{split}_labels' to the data"
         )
-    return found
+    return LabelledSplit(found.images, found.labels)
 
 
 def _digits(config: ConfigDict) -> Dataset:
@@ -95,7 +102,9 @@ def _digits(config: ConfigDict) -> Dataset:
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.stack(
         [
-            np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR))
+            np.asarray(
+                Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+            )
             for image in grey
         ]
     )
@@ -118,7 +127,7 @@ def _arrays(config: ConfigDict) -> Dataset:
     if not path.is_file():
         raise UserError(f"there is no file {path} (data.path); give an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(
@@ -202,15 +211,15 @@ def _tfds(config: ConfigDict) -> Dataset:
             f"archives into {Path(builder.data_dir).parents[1]}/downloads/manual, or "
             "use data.source=arrays with a local .npz"
         ) from None
-    splits = [_tfds_split(builder, split) for split in ("train", "test")]
-    for split in splits:
+    train, test = (_tfds_split(builder, split) for split in ("train", "test"))
+    for split in (train, test):
         if split.images.shape[1:3] != (config.image_size,) * 2:
             raise UserError(
                 f"{name} has images of {split.images.shape[1:3]} pixels and "
                 f"data.image_size is {config.image_size}"
             )
     names = tuple(builder.info.features["label"].names)
-    return Dataset("tfds", name, *splits, names)
+    return Dataset("tfds", name, train, test, names)
 
 
 def _tfds_split(builder: Any, split: str) -> Split:

@@ -99,7 +99,7 @@ def vote_accuracy(
                 len(classes),
                 temperature=temperature,
             )
-            found[n] += int((_rank(score, query_label[part]) < top).sum())
+            found[n] += int(_found(score, query_label[part], top).sum())
     return {n: found[n] / len(query_label) for n in k}
 
 
@@ -134,12 +134,12 @@ def class_scores(
     return score.reshape(len(weight), num_classes)
 
 
-def _rank(score, label):
-    """Count the classes ahead of the labelled one; all where it has no score."""
+def _found(score, label, top):
+    """Tell where fewer than `top` classes go ahead of the labelled one."""
     own = np.take_along_axis(score, label[:, None], axis=1)
     lower = np.arange(score.shape[1])[None] < label[:, None]
     ahead = (score > own) | ((score == own) & lower)
-    return np.where(own[:, 0] > 0, ahead.sum(axis=1), score.shape[1])
+    return (ahead.sum(axis=1) < top) & (own[:, 0] > 0)
 
 
 def unit_rows(

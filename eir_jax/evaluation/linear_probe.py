@@ -29,8 +29,8 @@ class ProbeSettings:
     """All that decides a probe's number, beside the features and the labels."""
 
     solver: str = "sgd"  # 'sgd', or 'lbfgs': the minimum of the same objective
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)  # > 0; of 'sgd'
-    weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3)  # w: + w / 2 * |weight|^2
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)  # > 0; of 'sgd'
+    weight_decays: tuple[float, ...] = (1e-4, 1e-3, 1e-2)  # w: + w / 2 * |weight|^2
     held_out: float = 0.1  # share of each class of train that chooses; in (0, 1)
     standardize: bool = True  # each feature to mean 0 and deviation 1 on train
     num_epochs: int = 50  # passes over train, of 'sgd'; >= 1
@@ -105,7 +105,7 @@ def linear_probe(
 
     Raises:
         UserError: arrays that do not fit together, are not finite or cannot be probed;
-            a setting out of its range; every setting diverged.
+            a setting out of its range; every setting diverges.
     """
     settings = settings or ProbeSettings()
     _check_settings(settings, epoch_features)
@@ -123,20 +123,25 @@ def linear_probe(
     )
     total = settings.num_epochs if settings.solver == "sgd" else settings.max_iterations
 
-    def part(i):
-        return progress and (lambda done: progress(i * total + done, 2 * total))
+    def tell(before, done):
+        if progress:
+            progress(before + done, 2 * total)
 
-    sweep = choose(run, train_feature, label, settings, part(0))
+    sweep = choose(run, train_feature, label, settings, functools.partial(tell, 0))
     chosen = max(sweep, key=lambda s: s.held_out_accuracy)  # the first of equals
-    final = run(np.arange(len(label)), [chosen[:2]], progress=part(1))
+    final = run(
+        np.arange(len(label)), [chosen[:2]], progress=functools.partial(tell, total)
+    )
     final = jax.tree.map(np.asarray, final)
     if not np.isfinite(final.weight).all():
-        raise UserError("every setting of the probe diverged: lower learning_rates")
+        raise UserError("the linear probe diverged: lower learning_rates")
 
     hits = accuracy(final, test_feature, np.searchsorted(classes, test_label))
     protocol = dataclasses.asdict(settings) | {
         "classifier": "linear with bias, softmax cross-entropy, starting at 0; "
         "weight decay on the weight alone; float32",
+        "order": "shuffled each epoch by (seed, epoch), the incomplete batch left out",
+        "schedule": "learning rate x .1 at each of milestones x num_epochs",
         "selection": "largest held-out top-1 (equals: smaller learning rate, then "
         "smaller weight decay), refitted on all of train",
         "trained_on": "augmented views, new each epoch" if epoch_features else "train",
@@ -207,7 +212,8 @@ def fit(
     if settings.solver == "lbfgs":
         x, y = put(feature[rows]), jax.device_put(label[rows], whole)
         params, converged = _fit_lbfgs(params, decay, x, y, settings, progress)
-        return Classifiers(*params, mean, scale, converged)
+        weight, bias = params
+        return Classifiers(weight, bias, mean, scale, converged)
 
     x, y = put(feature), jax.device_put(label, whole)
     velocity = jax.tree.map(jnp.zeros_like, params)
@@ -234,7 +240,8 @@ def fit(
         if progress:
             jax.block_until_ready(params)
             progress(epoch + 1)
-    return Classifiers(*params, mean, scale, np.ones(len(grid), bool))
+    weight, bias = params
+    return Classifiers(weight, bias, mean, scale, np.ones(len(grid), bool))
 
 
 def _objective(params, x, label, weight_decay):
@@ -253,9 +260,7 @@ def _objective(params, x, label, weight_decay):
 
 
 @functools.partial(jax.jit, static_argnames="split")
-def _sgd_epoch(
-    params, velocity, rate, weight_decay, x, label, order, momentum, split=None
-):
+def _sgd_epoch(params, velocity, rate, weight_decay, x, label, order, momentum, split):
     """Take a step on each row of order ([step, batch], of x) in every setting."""
 
     def step(params, velocity, rate, weight_decay, x, label):
@@ -266,10 +271,10 @@ def _sgd_epoch(
     steps = jax.vmap(step, in_axes=(0, 0, 0, 0, None, None))
 
     def on_batch(carry, batch):
-        rows = x[batch], label[batch]  # gathered once for all settings
-        if split is not None:
-            rows = jax.lax.with_sharding_constraint(rows, split)
-        return steps(*carry, rate, weight_decay, *rows), None
+        images = x[batch], label[batch]  # gathered once for all settings
+        images = jax.lax.with_sharding_constraint(images, split)
+        state = *carry, rate, weight_decay, *images
+        return steps(*state), None
 
     return jax.lax.scan(on_batch, (params, velocity), order)[0]
 
@@ -307,7 +312,7 @@ def _lbfgs_step(params, state, weight_decay, x, label, tolerance):
         updates, moved = optax.lbfgs().update(
             gradient, state, params, value=value, grad=gradient, value_fn=objective
         )
-        largest = jnp.maximum(*(jnp.abs(g).max() for g in gradient))
+        largest = jnp.maximum(jnp.abs(gradient[0]).max(), jnp.abs(gradient[1]).max())
         there = largest <= tolerance
         before, after = (params, state), (optax.apply_updates(params, updates), moved)
         kept = jax.tree.map(lambda b, a: jnp.where(there, b, a), before, after)
@@ -326,12 +331,11 @@ def accuracy(
 
     Equal logits rank by class, first the first; a row with NaN is named wrong.
     """
-    right = 0
+    right = np.zeros((2, len(classifiers.weight)), np.int64)
     for start in range(0, len(feature), block):
         rows = slice(start, start + block)
         x = (feature[rows] - classifiers.mean[None]) * classifiers.scale[None]
-        hits = _hits(classifiers.weight, classifiers.bias, x, label[rows])
-        right = right + np.asarray(hits, np.int64)
+        right += np.asarray(_hits(classifiers.weight, classifiers.bias, x, label[rows]))
     return right / len(feature)
 
 

@@ -87,7 +87,7 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
     # Groups of about sqrt(block / k) rows leave top_k the fewest elements.
     group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2
     group = group if group >= 4 else 1
-    # Multiples of 64, as XLA's products of other shapes are rounded in other ways (CPU).
+    # Multiples of 64: on a CPU, XLA rounds the products of other shapes in other ways.
     steps, block = _split(per_shard, gallery_block, max(group, 64))
     split = sharding.split_rows(mesh)
     step = _make_step(mesh, query_block, group)

@@ -1,0 +1,88 @@
+"""A run's network from its workdir alone: settings, checkpoint, encoder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from eir_jax import sharding
+from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint, Meta
+from eir_jax.config import read_config
+from eir_jax.errors import UserError
+from eir_jax.evaluation.embed import Embed, make_embed
+from eir_jax.models.encoder import make_encoder
+from eir_jax.optimizer import make_optimizer
+from eir_jax.train_state import TrainState, abstract_train_state
+
+
+class Run(NamedTuple):
+    """A restored checkpoint and what is needed to use it."""
+
+    config: ConfigDict
+    state: TrainState
+    meta: Meta
+    embed: Embed
+    mesh: Mesh
+
+
+def restore_run(workdir: Path, step: str = "last") -> Run:
+    """Restore a checkpoint of `workdir` onto all devices.
+
+    Args:
+      workdir: of a run of `eir_jax.main`.
+      step: a number, 'last' (the newest whole one) or 'best' (by kNN while training).
+
+    Raises:
+      UserError: no workdir, no such checkpoint, or a damaged one.
+    """
+    config = read_config(workdir / "config.json")
+    mesh = sharding.make_mesh()
+    encoder = make_encoder(config)
+    # The schedule's length does not enter the state's shapes: any will do.
+    tx = make_optimizer(config, steps_per_epoch=1)
+
+    def abstract(meta: Meta) -> TrainState:
+        return abstract_train_state(config, encoder, tx, meta["num_examples"], mesh)
+
+    directory = workdir / "checkpoints"
+    checkpoints = Checkpoints(directory, read_only=True) if directory.is_dir() else None
+    if checkpoints is None or not checkpoints.steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint yet; train with `python -m eir_jax.main`"
+        )
+    if step == "last":
+        found = checkpoints.restore_newest(abstract)
+        if found is None:
+            raise UserError(f"every checkpoint in {directory} is damaged")
+        state, meta = found
+    else:
+        number = _number(step, checkpoints, workdir)
+        try:
+            meta = checkpoints.read_meta(number)
+            state = checkpoints.restore(number, abstract(meta))
+        except DamagedCheckpoint as damage:
+            raise UserError(
+                f"checkpoint {number} is damaged: {damage}; {_existing(checkpoints)}"
+            ) from None
+    return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+
+
+def _number(step: str, checkpoints: Checkpoints, workdir: Path) -> int:
+    if step == "best":
+        if checkpoints.best is None:
+            raise UserError(
+                f"no checkpoint of {workdir} was evaluated while training; use "
+                "--step=last"
+            )
+        return checkpoints.best
+    if not step.isdecimal() or int(step) not in checkpoints.steps:
+        raise UserError(
+            f"{workdir} has no checkpoint of step {step}; {_existing(checkpoints)}"
+        )
+    return int(step)
+
+
+def _existing(checkpoints: Checkpoints) -> str:
+    steps = ", ".join(map(str, sorted(checkpoints.steps)))
+    return f"there are {steps}, and 'best' and 'last'"
