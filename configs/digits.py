@@ -22,10 +22,11 @@ def get_config():
     c.views.flip = 0.0  # a mirrored 2 is no 2
     c.model.name = "resnet10"
     c.model.width = 16
-    c.num_epochs = 30
-    c.optimizer.milestones = (18, 24)
+    c.batch_size = 64  # 22 steps an epoch; with 128 seed 2 ends at R@1 95.8 %
+    c.num_epochs = 28
+    c.optimizer.milestones = (23, 26)
     c.knn.k = (5, 20, 200)
-    c.log_every_steps = 11  # an epoch
-    c.eval_every_epochs = 10
-    c.checkpoint_every_epochs = 10
+    c.log_every_steps = 22  # an epoch
+    c.eval_every_epochs = 7
+    c.checkpoint_every_epochs = 7
     return c

@@ -157,8 +157,10 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
         if found:
             panels[title] = {n: curves.pop(n) for n in dict.fromkeys(found)}
     for name in sorted(curves):
-        title = name.rpartition("/")[2].replace("_", " ").replace("rank me", "RankMe")
-        panels[title[:1].upper() + title[1:]] = {name: curves[name]}
+        group, _, last = name.partition("/")
+        title = last if group == "health" else group
+        title = title.replace("_", " ").replace("rank me", "RankMe")
+        panels.setdefault(title[:1].upper() + title[1:], {})[name] = curves[name]
     columns = min(2, len(panels))
     size = (4.4 * columns, 2.9 * math.ceil(len(panels) / columns))
     figure = Figure(size, DPI, layout=ConstrainedLayoutEngine(hspace=0.06))
@@ -166,7 +168,7 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
     for number, (title, lines) in enumerate(panels.items(), 1):
         axes = _axes(figure, math.ceil(len(panels) / columns), columns, number)
         axes.set_title(title, loc="left", fontsize=11, weight="bold")
-        axes.set_xlim(0, 1.02 * end)
+        axes.set_xlim(0, 1.02 * end or None)
         axes.set_xlabel(axis if number > len(panels) - columns else "")
         for (name, (x, value)), ink in zip(lines.items(), COLOURS * 9, strict=False):
             smooth = value if title == "Learning rate" else running_mean(value)
@@ -179,13 +181,11 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
             axes.legend(frameon=False, fontsize=9, ncols=2, handlelength=1.2)
         every = np.concatenate([value for _, value in lines.values()])
         if title == "Images per second":
-            axes.set_ylim(0, 1.08 * every.max())
+            axes.set_ylim(bottom=0)
         if title.startswith("kNN"):
             axes.yaxis.set_major_formatter(_percent)
-        if (
-            title.startswith(("Loss", "Learning"))
-            and 0 < 20 * every.min() < every.max()
-        ):
+        wide = 0 < 20 * every.min() < every.max()
+        if wide and title.startswith(("Loss", "Learning")):
             axes.set_yscale("log")
     write_png(figure, path)
 

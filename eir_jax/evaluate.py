@@ -2,17 +2,30 @@
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from eir_jax import cli
 from eir_jax.errors import UserError
 
-TASKS = ("knn", "retrieval")
+TASKS = ("knn", "linear", "retrieval", "health", "figures")
+TITLES = {
+    "knn": "kNN",
+    "knn_top5": "kNN, top-5",
+    "knn_feature": "kNN on the feature",
+    "knn_feature_top5": "kNN on the feature, top-5",
+    "knn_bank": "kNN, bank as gallery",
+    "knn_bank_top5": "kNN, bank as gallery, top-5",
+    "linear": "linear probe",
+    "retrieval": "retrieval",
+    "health": "health",
+}
+PLAIN_NUMBERS = ("health", "learning_rate", "weight_decay")  # the rest: per cent
 DESCRIPTION = """\
-Restore a checkpoint, embed the training and test images once, print the numbers of
-the paper's section 4 and write them to DIR/eval/step_N.json, with the protocol that
-decides them, and DIR/figures/neighbours.png (Fig. 6).
+Restore a checkpoint, embed its images once, print the numbers of the paper's section
+4, and write them to DIR/eval/step_N.json with the protocol that decides each, the
+pictures to DIR/figures/, and all of it to DIR/report.html, one file for any browser.
 """
 
 
@@ -30,125 +43,146 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--tasks",
-        default=",".join(TASKS),
-        help=f"any of {','.join(TASKS)} (default: all)",
+        default="",
+        help=f"any of {','.join(TASKS)} (default: all that the data allows)",
+    )
+    parser.add_argument(
+        "--compare", type=Path, help="workdir of another run, to set beside this one"
     )
     parser.add_argument(
         "--data_path", help="where the data lies now, if not where training read it"
     )
     args = parser.parse_args(argv)
-    tasks = tuple(args.tasks.split(","))
+    tasks = tuple(task for task in args.tasks.split(",") if task)
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
-    record = evaluate(args.workdir, args.step, tasks, args.data_path)
+    record = evaluate(args.workdir, args.step, tasks, args.data_path, args.compare)
     print_table(record)
+    print(f"report: {args.workdir / 'report.html'}")
     return 0
 
 
 def evaluate(
     workdir: Path,
     step: str = "last",
-    tasks: tuple[str, ...] = TASKS,
+    tasks: tuple[str, ...] = (),
     data_path: str | None = None,
+    compare: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint and write `eval/step_N.json` and the figure.
+    """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
 
     Args:
       workdir: the run's folder.
       step: a number, 'best' or 'last'.
-      tasks: of `TASKS`.
+      tasks: of `TASKS`; empty: all that the data allows.
       data_path: where the data lies now, instead of the settings' `data.path`.
+      compare: workdir of another run on images of the same size, set beside this one.
 
-    Returns what was written: `step`, `protocol` and a part for each task, accuracies
-    as fractions in [0, 1].
+    Returns what was written: `step`, `protocol`, and parts for each task; accuracies
+    are fractions in [0, 1].
 
     Raises:
-      UserError: no checkpoint, no labels, or other data than the checkpoint's.
+      UserError: no checkpoint, no labels, other data than the checkpoint's, or an
+        output that cannot be written.
     """
-    from eir_jax import figures
-    from eir_jax.data import sources
+    from eir_jax.config import flatten
+    from eir_jax.data.sources import load
+    from eir_jax.evaluation import protocol
+    from eir_jax.evaluation import tasks as all_tasks
     from eir_jax.evaluation.embed import EVALUATION_VIEW
-    from eir_jax.evaluation.knn import knn_accuracy
     from eir_jax.evaluation.restore import restore_run
-    from eir_jax.evaluation.retrieval import recall_at_k
     from eir_jax.metrics import ProgressLine
+    from eir_jax.report import write_report
 
-    config, state, meta, embed, mesh = restore_run(workdir, step)
+    run = restore_run(workdir, step)
     if data_path is not None:
-        config.data.path = data_path
-    dataset = sources.load(config.data)
-    if dataset.train_hash != meta["train_hash"]:
+        run.config.data.path = data_path
+    dataset = load(run.config.data)
+    if dataset.train_hash != run.meta["train_hash"]:
         raise UserError(
             f"the training images of {dataset.name} are not those of the checkpoint "
-            f"(content {dataset.train_hash[:12]}, there {meta['train_hash'][:12]}); "
-            "give --data_path"
+            f"(content {dataset.train_hash[:12]}, there "
+            f"{run.meta['train_hash'][:12]}); give --data_path"
         )
-    test = sources.labelled(dataset, "test")
+    if not tasks:
+        refused = all_tasks.refused_tasks(dataset)
+        for task, why in refused.items():
+            print(f"without {TITLES[task]}: {why}")
+        tasks = tuple(task for task in TASKS if task not in refused)
+    subject = all_tasks.embed_subject(
+        run, dataset, with_train=bool({"knn", "linear"} & set(tasks))
+    )
 
-    def embed_split(name: str, images):
-        progress = ProgressLine(f"embedding {name}", len(images))
-        try:
-            return embed(state, images, progress.update).embedding
-        finally:
-            progress.close()
-
-    test_embedding = embed_split("test", test.images)
-    features = f"embedding, {config.model.embedding_dim}-d, unit length"
-    record: dict[str, Any] = {"step": int(state.step)}
-    protocol: dict[str, Any] = {
+    record: dict[str, Any] = {"step": int(run.state.step)}
+    shared = {
         "data": dataset.description
         | {
             "content_hash": dataset.content_hash,
             "train_images": len(dataset.train.images),
-            "test_images": len(test.images),
+            "test_images": len(subject.test.images),
         },
-        "transform": EVALUATION_VIEW,
+        "transform": EVALUATION_VIEW.format(**run.config.data),
     }
-    if "knn" in tasks:
-        train = sources.labelled(dataset, "train")
-        accuracy = knn_accuracy(
-            test_embedding,
-            test.labels,
-            embed_split("train", train.images),
-            train.labels,
-            k=config.knn.k,
-            temperature=config.knn.temperature,
-            mesh=mesh,
-        )
-        record["knn"] = {str(k): float(value) for k, value in accuracy.items()}
-        protocol["knn"] = {
-            "k": list(config.knn.k),
-            "temperature": config.knn.temperature,
-            "weight": "exp(cosine / temperature)",
-            "gallery": "train, embedded anew in evaluation mode",
-            "query": "test",
-            "features": features,
-            "metric": "top-1 accuracy",
-        }
-    if "retrieval" in tasks:
-        recall = recall_at_k(
-            test_embedding, test.labels, k=config.retrieval.k, mesh=mesh
-        )
-        record["retrieval"] = {f"R@{k}": float(value) for k, value in recall.items()}
-        protocol["retrieval"] = {
-            "k": list(config.retrieval.k),
-            "gallery": "test, without the query",
-            "query": "test",
-            "features": features,
-            "metric": "share of queries with one of their class among the k nearest",
-        }
-        figures.draw_neighbours(
-            test.images,
-            test_embedding,
-            test.labels,
-            workdir / "figures" / "neighbours.png",
-            class_names=dataset.class_names,
-            mesh=mesh,
-        )
-    record["protocol"] = protocol
+    protocols: dict[str, Any] = dict(shared)
+    for task in (task for task in tasks if task in all_tasks.TASKS):
+        with closing(ProgressLine(TITLES[task], 1)) as bar:
+            parts, decides = all_tasks.TASKS[task](subject, bar.update)
+        record |= parts
+        protocols[task] = protocol.tag(decides, shared)
+    record["protocol"] = protocols
+
+    other = None
+    if compare is not None:
+        other = evaluate(compare, tasks=tasks, data_path=data_path)
+        other["label"] = str(compare)
+    pictures = {}
+    if "figures" in tasks:
+        pictures = draw(workdir, subject, compare)
     write_json(record, workdir / "eval" / f"step_{record['step']}.json")
+    write_report(
+        record,
+        flatten(run.config),
+        pictures,
+        workdir / "report.html",
+        paper=run.config.paper.to_dict() or None,
+        compare=other,
+    )
     return record
+
+
+def draw(workdir: Path, subject, compare: Path | None) -> dict[str, Path]:
+    """Draw the pictures of a run into `figures/`; return {title: file}."""
+    from eir_jax import curves, figures
+    from eir_jax.evaluation.restore import restore_run
+
+    folder = workdir / "figures"
+    test, names = subject.test, subject.dataset.class_names
+    mesh = subject.run.mesh
+    pictures = {"Nearest neighbours in the test set": folder / "neighbours.png"}
+    rows = {"": test.embedding}
+    if compare is not None:
+        other = restore_run(compare)
+        rows = {
+            compare.name: other.embed(other.state, test.images).embedding,
+            workdir.name: test.embedding,
+        }
+    figures.draw_neighbours(
+        test.images,
+        rows,
+        test.labels,
+        folder / "neighbours.png",
+        class_names=names,
+        mesh=mesh,
+    )
+    pictures["Test embedding, t-SNE"] = folder / "tsne.png"
+    curves.draw_tsne(
+        test.embedding, test.labels, folder / "tsne.png", class_names=names
+    )
+    if (workdir / "metrics.jsonl").exists():
+        pictures["Training"] = folder / "training.png"
+        curves.draw_training_curves(workdir / "metrics.jsonl", folder / "training.png")
+    return pictures
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:
@@ -171,16 +205,19 @@ def print_table(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    data = record["protocol"]["data"]
-    table = Table(title=f"{data['name']}, step {record['step']}")
-    table.add_column("task")
-    table.add_column("metric")
+    name = record["protocol"]["data"]["name"]
+    table = Table("", "", title=f"{name}, step {record['step']}")
     table.add_column("%", justify="right")
-    for task, names in (("knn", "k = {}"), ("retrieval", "{}")):
-        for key, value in record.get(task, {}).items():
-            title = {"knn": "kNN", "retrieval": "retrieval"}[task]
-            table.add_row(title, names.format(key), f"{100 * value:.2f}")
-    Console().print(table)
+    for part in (part for part in TITLES if part in record):
+        for key, value in record[part].items():
+            plain = part in PLAIN_NUMBERS or key in PLAIN_NUMBERS
+            row = TITLES[part], f"k = {key}" if key.isdecimal() else key
+            table.add_row(*row, f"{value:.4g}" if plain else f"{100 * value:.2f}")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for warning in record.get("warnings", ()):
+        console.print(f"warning: {warning}", style="bold red", highlight=False)
 
 
 if __name__ == "__main__":

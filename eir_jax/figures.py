@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ DPI = 100
 
 def draw_neighbours(
     images: UInt8[np.ndarray, "row height width 3"],
-    embedding: Float[np.ndarray, "row dim"],
+    embeddings: Mapping[str, Float[np.ndarray, "row dim"]],
     label: Int[np.ndarray, " row"] | None,
     path: Path,
     *,
@@ -33,15 +33,31 @@ def draw_neighbours(
 ) -> None:
     """Draw a few images of a set, each beside its 8 nearest of the rest (Fig. 6).
 
+    Each query has a row for each of `embeddings`, named where there are several.
+
     Raises:
         UserError: an embedding is not finite or zero, or there are fewer than 2 rows.
     """
-    rows = unit_rows(embedding, "the set")
-    query = choose_queries(len(rows), label, seed=seed)
-    k = min(8, len(rows) - 1)
-    cosine, index = nearest(rows[query], rows, k, exclude=query, mesh=mesh)
+    query = choose_queries(len(images), label, seed=seed)
+    found = []
+    for embedding in embeddings.values():
+        rows = unit_rows(embedding, "the set")
+        k = min(8, len(rows) - 1)
+        found.append(nearest(rows[query], rows, k, exclude=query, mesh=mesh))
+    # Query by query, the embeddings' rows below each other.
+    cosine, index = (
+        np.stack(x, axis=1).reshape(-1, k) for x in zip(*found, strict=True)
+    )
     neighbour_grid(
-        images, index, query, label, path, cosine, class_names=class_names, title=title
+        images,
+        index,
+        np.repeat(query, len(embeddings)),
+        label,
+        path,
+        cosine,
+        row_names=list(embeddings) * len(query) if len(embeddings) > 1 else None,
+        class_names=class_names,
+        title=title,
     )
 
 
@@ -76,6 +92,7 @@ def neighbour_grid(
     path: Path,
     cosine: Float[np.ndarray, "query k"] | None = None,
     *,
+    row_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> None:
@@ -91,6 +108,7 @@ def neighbour_grid(
         label: classes; negative, or no labels at all: unknown, a grey frame.
         path: of the PNG; its folders are made.
         cosine: of each neighbour, written below it.
+        row_names: of each query's row, written below it; the names of two runs, say.
         class_names: by class; the class's number when left out.
         title: above the figure.
 
@@ -116,6 +134,9 @@ def neighbour_grid(
         known = label[row] >= 0
         lines = page.wrapped(name_of(row), 2) if known else []
         below = [(line, QUERY, "bold") for line in lines]
+        if row_names is not None:
+            (line,) = page.wrapped(row_names[i], 1)
+            below = [*below[:1], (line, QUERY, "normal")]
         page.image(i, 0, images[row], QUERY, below)
         for j, other in enumerate(neighbours[i]):
             below = [] if cosine is None else [(f"{cosine[i][j]:.2f}", QUERY, "normal")]

@@ -80,7 +80,7 @@ class ProgressLine:
     """A live bar on a terminal; elsewhere a plain line every ten seconds."""
 
     def __init__(self, title: str, total: int, start: int = 0):
-        self._title, self._total = title, total
+        self._title, self._total, self._note = title, total, ""
         self._live = sys.stdout.isatty()
         self._printed = time.monotonic()
         self._began, self._start = self._printed, start
@@ -98,21 +98,24 @@ class ProgressLine:
             )
             self._bar.start()
 
-    def update(self, done: int, note: str | None = None) -> None:
+    def update(
+        self, done: int, total: int | None = None, note: str | None = None
+    ) -> None:
         """Show that `done` of the total are done, with a note such as the loss."""
+        self._total = self._total if total is None else total
+        self._note = self._note if note is None else note
         if self._live:
-            self._bar.update(self._task, completed=done)
-            if note is not None:
-                self._bar.update(self._task, note=note)
+            self._bar.update(
+                self._task, completed=done, total=self._total, note=self._note
+            )
             return
         now = time.monotonic()
-        if note is not None and now - self._printed >= SECONDS_BETWEEN_LINES:
+        if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
-            left = (
-                (now - self._began) / max(done - self._start, 1) * (self._total - done)
-            )
+            rate = max(done - self._start, 1) / (now - self._began)
+            left = _duration((self._total - done) / rate)
             print(
-                f"{self._title} {done}/{self._total}  {note}  {_duration(left)} left",
+                f"{self._title} {done}/{self._total}  {self._note}  {left} left",
                 flush=True,
             )
 

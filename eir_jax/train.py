@@ -37,6 +37,8 @@ FREE_KEYS = (
     "data.path",
     "knn.",
     "retrieval.",
+    "linear.",
+    "paper.",
     "evaluation_batch_size",
     "log_every_steps",
     "eval_every_epochs",
@@ -107,7 +109,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
                     {"epoch": step / steps_per_epoch, **record}
                     | {"images_per_second": round(rate, 1)},
                 )
-                progress.update(step, _note(record, rate))
+                progress.update(step, note=_note(record, rate))
         pending.clear()
 
     stopped = None

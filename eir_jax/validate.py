@@ -15,6 +15,7 @@ CHOICES = {
     "model.name": ("resnet18", "resnet10", "resnet34"),
     "model.stem": ("small", "imagenet"),
     "batch_norm.sharing": ("views", "all", "none"),
+    "linear.solver": ("sgd", "lbfgs"),
     "data.source": ("digits", "arrays", "tfds"),
     "data.pipeline": ("tf.data",),
 }
@@ -27,7 +28,8 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         lambda x: x >= 1,
         "num_epochs batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
-        "checkpoint_every_epochs keep_checkpoints",
+        "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
+        "linear.batch_size",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,

@@ -82,7 +82,7 @@ def test_any_size_fits_the_page(tmp_path, size):
 def test_without_labels_frames_are_grey(tmp_path):
     images, rows, _ = digits(30)
     path = tmp_path / "grid.png"
-    figures.draw_neighbours(images, rows, None, path)
+    figures.draw_neighbours(images, {"": rows}, None, path)
     page = pixels(path)
     assert count(page, figures.UNKNOWN) > 1000
     assert count(page, figures.SAME) == count(page, figures.OTHER) == 0
@@ -92,7 +92,7 @@ def test_draws_the_neighbours_found(tmp_path):
     _, rows, label = digits()
     images = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), np.uint8)
     path = tmp_path / "grid.png"
-    figures.draw_neighbours(images, rows, label, path)
+    figures.draw_neighbours(images, {"": rows}, label, path)
     page = pixels(path)
     assert count(page, figures.SAME) > 5 * count(page, figures.OTHER)
     query = figures.choose_queries(len(rows), label)
@@ -108,7 +108,7 @@ def test_a_tiny_set_and_the_same_file_again(tmp_path):
     path = tmp_path / "grid.png"
     for _ in range(2):
         figures.draw_neighbours(
-            np.zeros((3, 8, 8, 3), np.uint8), np.eye(3), np.array([0, 0, 1]), path
+            np.zeros((3, 8, 8, 3), np.uint8), {"": np.eye(3)}, np.array([0, 0, 1]), path
         )
     assert pixels(path).ndim == 3
 
@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", fail)
     with pytest.raises(OSError, match="disk full"):
         figures.draw_neighbours(
-            np.zeros((3, 8, 8, 3), np.uint8), np.eye(3), np.array([0, 0, 1]), path
+            np.zeros((3, 8, 8, 3), np.uint8), {"": np.eye(3)}, np.array([0, 0, 1]), path
         )
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -152,4 +152,4 @@ def test_queries_where_classes_are_few():
 )
 def test_images_must_be_uint8_rgb(tmp_path, images):
     with pytest.raises(UserError, match="images must be uint8"):
-        figures.draw_neighbours(images, np.eye(3), None, tmp_path / "grid.png")
+        figures.draw_neighbours(images, {"": np.eye(3)}, None, tmp_path / "grid.png")

@@ -17,6 +17,7 @@ pytest.importorskip("tensorflow", reason="the tf.data pipeline needs TensorFlow"
 ROOT = Path(__file__).parent.parent
 QUICK = [
     "--config.num_epochs=2",
+    "--config.batch_size=128",
     "--config.model.width=4",
     "--config.model.embedding_dim=32",
     "--config.optimizer.learning_rate=0.01",

@@ -72,11 +72,11 @@ def load(config: ConfigDict) -> Dataset:
     return SOURCES[config.source](config)
 
 
-def labelled(dataset: Dataset, split: str) -> LabelledSplit:
-    """Return the 'train' or 'test' split for evaluation.
+def existing(dataset: Dataset, split: str) -> Split:
+    """Return the 'train' or 'test' split.
 
     Raises:
-      UserError: there is no such split, or it has no labels.
+      UserError: there is no such split.
     """
     found: Split | None = getattr(dataset, split)
     if found is None:
@@ -84,6 +84,16 @@ def labelled(dataset: Dataset, split: str) -> LabelledSplit:
             f"{dataset.name} has no {split} images, which evaluation needs; add "
             f"'{split}_images' and '{split}_labels' to the data"
         )
+    return found
+
+
+def labelled(dataset: Dataset, split: str) -> LabelledSplit:
+    """Return the 'train' or 'test' split with its labels.
+
+    Raises:
+      UserError: there is no such split, or it has no labels.
+    """
+    found = existing(dataset, split)
     if found.labels is None:
         raise UserError(
             f"the {split} images of {dataset.name} have no labels, which evaluation "

@@ -13,7 +13,7 @@ from eir_jax import sharding
 from eir_jax.models.encoder import Encoder, EncoderOutput
 from eir_jax.train_state import TrainState
 
-EVALUATION_VIEW = "no crop, (x / 255 - mean) / std"
+EVALUATION_VIEW = "no crop, (x / 255 - mean) / std, mean {mean}, std {std}"
 """What `evaluation_view` does, in words, for the record beside every number."""
 
 Embed = Callable[..., EncoderOutput]

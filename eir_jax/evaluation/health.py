@@ -47,3 +47,12 @@ def uniformity(embedding: Float[Array, "row dim"]) -> Float[Array, ""]:
     cosine = jnp.matmul(embedding, embedding.T, precision=jax.lax.Precision.HIGHEST)
     exponent = jnp.where(jnp.eye(rows, dtype=bool), -jnp.inf, 4 * cosine - 4)
     return jax.nn.logsumexp(exponent) - jnp.log(rows * (rows - 1))
+
+
+def collapse_warning(std: float) -> str:
+    """Return what a user should know when `embedding_std` is below COLLAPSED_STD."""
+    return (
+        f"the embedding has collapsed: its standard deviation is {std:.4f} (1 when "
+        "spread out); all images look alike to it; lower optimizer.learning_rate or "
+        "lambda_intra"
+    )

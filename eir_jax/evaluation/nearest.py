@@ -163,7 +163,7 @@ def _fold_block(
         similarity = jnp.take_along_axis(grouped, chosen, axis=1).reshape(queries, -1)
         column = (chosen * group + jnp.arange(group)[None, None]).reshape(queries, -1)
         # Spares top_k what cannot win. By min: a slice of top_k's result would make XLA
-        # sort whole rows instead (ten times as long on a CPU).
+        # sort whole rows instead (the selection took nine times as long on a CPU).
         bound = jnp.maximum(bound, maxima.min(axis=1, keepdims=True))
     similarity = _masked(similarity, (column < valid) & (similarity >= bound))
     best, place = jax.lax.top_k(jnp.concatenate([best, similarity], axis=1), k)

@@ -1,0 +1,237 @@
+"""The evaluations of section 4, each a function of the embedded splits.
+
+A task returns parts of the record of `evaluate` and the protocol that decides them.
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from eir_jax.data.sources import Dataset, Split, existing, labelled
+from eir_jax.errors import UserError
+from eir_jax.evaluation import health
+from eir_jax.evaluation.knn import (
+    check_labels,
+    check_neighbours,
+    unit_rows,
+    vote_accuracy,
+)
+from eir_jax.evaluation.linear_probe import ProbeSettings, linear_probe
+from eir_jax.evaluation.nearest import nearest
+from eir_jax.evaluation.protocol import Protocol
+from eir_jax.evaluation.restore import Run
+from eir_jax.evaluation.retrieval import retrieval_scores
+from eir_jax.metrics import ProgressLine
+
+Progress = Callable[[int, int], None]
+Result = tuple[dict[str, Any], Protocol]
+
+
+class Embedded(NamedTuple):
+    """A split and what the encoder says of it."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    embedding: Float[np.ndarray, "row dim"]
+    feature: Float[np.ndarray, "row feature"]
+
+
+class Subject(NamedTuple):
+    """What is judged: a checkpoint, its data, both splits embedded."""
+
+    run: Run
+    dataset: Dataset
+    train: Embedded | None
+    """None where no task asked for needs it."""
+    test: Embedded
+
+
+def embed_subject(run: Run, dataset: Dataset, with_train: bool) -> Subject:
+    """Embed the test split, and train where it is needed, each once."""
+
+    def embed(name: str, split: Split) -> Embedded:
+        with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
+            output = run.embed(run.state, split.images, bar.update)
+        return Embedded(split.images, split.labels, *map(np.asarray, output))
+
+    test = embed("test", existing(dataset, "test"))
+    return Subject(
+        run, dataset, embed("train", dataset.train) if with_train else None, test
+    )
+
+
+def knn(subject: Subject, progress: Progress | None = None) -> Result:
+    """Weighted kNN (Tables 1-4): on embedding and feature, top-1 and top-5, and bank.
+
+    Raises:
+      UserError: labels are missing, or test classes do not occur in train.
+    """
+    config, mesh = subject.run.config, subject.run.mesh
+    train, train_labels, test, test_labels = _labelled_pair(subject)
+    bank = np.asarray(subject.run.state.memory_bank[: len(train.embedding)])
+    k = check_neighbours(config.knn.k)
+    parts: dict[str, Any] = {}
+    searches = (
+        ("knn", test.embedding, train.embedding),
+        ("knn_feature", test.feature, train.feature),
+        ("knn_bank", test.embedding, bank),
+    )
+    for number, (name, query, gallery) in enumerate(searches):
+        similarity, index = nearest(
+            unit_rows(query, "test"),
+            unit_rows(gallery, name),
+            max(k),
+            mesh=mesh,
+            progress=_part(progress, number, len(searches)),
+        )
+        for top, suffix in ((1, ""), (5, "_top5")):
+            accuracy = vote_accuracy(
+                similarity,
+                check_labels(train_labels, gallery, "train")[index],
+                check_labels(test_labels, query, "test"),
+                k=k,
+                temperature=config.knn.temperature,
+                top=top,
+            )
+            parts[name + suffix] = {str(n): value for n, value in accuracy.items()}
+    return parts, {
+        "k": list(k),
+        "temperature": config.knn.temperature,
+        "weight": "exp(cosine / temperature)",
+        "gallery": "train, embedded anew in evaluation mode; knn_bank: the bank's rows",
+        "query": "test",
+        "features": _features(subject),
+        "metric": "share of test images whose class has the largest vote (top5: is "
+        "among the five largest)",
+    }
+
+
+def linear(subject: Subject, progress: Progress | None = None) -> Result:
+    """Linear probe on the frozen feature before the head (Tables 3 and 4).
+
+    Raises:
+      UserError: labels are missing, or test classes do not occur in train.
+    """
+    train, train_labels, test, test_labels = _labelled_pair(subject)
+    probe = linear_probe(
+        train.feature,
+        train_labels,
+        test.feature,
+        test_labels,
+        ProbeSettings(**subject.run.config.linear),
+        mesh=subject.run.mesh,
+        progress=progress,
+    )
+    part = {
+        "top-1": probe.top1,
+        "top-5": probe.top5,
+        "weight_decay": probe.weight_decay,
+    }
+    if probe.learning_rate is not None:
+        part["learning_rate"] = probe.learning_rate
+    return {"linear": part}, probe.protocol | {"features": _features(subject)}
+
+
+def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
+    """Retrieval within the test set (Table 5): R@K, MAP@R, R-precision, NMI.
+
+    Raises:
+      UserError: labels are missing or all alike.
+    """
+    labels = labelled(subject.dataset, "test").labels
+    scores = retrieval_scores(
+        subject.test.embedding,
+        labels,
+        k=subject.run.config.retrieval.k,
+        mesh=subject.run.mesh,
+        progress=progress,
+    )
+    return {"retrieval": scores}, {
+        "k": list(subject.run.config.retrieval.k),
+        "gallery": "test, without the query",
+        "query": "test",
+        "features": _features(subject),
+        "similarity": "cosine",
+        "metric": "R@K: share of queries with one of their class among the K nearest; "
+        "MAP@R, R-precision: Musgrave et al. (2020), R = others of the class; NMI: of "
+        "k-means with as many clusters as classes (scikit-learn, 10 starts, seed 0), "
+        "arithmetic mean",
+    }
+
+
+def label_free(subject: Subject, progress: Progress | None = None) -> Result:
+    """Health of the test embedding: no label is looked at."""
+    rows = jnp.asarray(subject.test.embedding[: health.MAX_ROWS])
+    parts = {
+        "rank_me": float(health.rank_me(rows)),
+        "embedding_std": float(health.embedding_std(rows)),
+        "uniformity": float(health.uniformity(rows)),
+    }
+    record: dict[str, Any] = {"health": parts}
+    if parts["embedding_std"] < health.COLLAPSED_STD:
+        record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
+    return record, {
+        "rows": f"the first {health.MAX_ROWS} test images at most",
+        "features": _features(subject),
+    }
+
+
+TASKS: dict[str, Callable[..., Result]] = {
+    "knn": knn,
+    "linear": linear,
+    "retrieval": retrieval,
+    "health": label_free,
+}
+
+
+def refused_tasks(dataset: Dataset) -> dict[str, str]:
+    """Return the tasks that the data does not allow, and why not."""
+    refused = {}
+    for task, check in (
+        ("knn", _check_pair),
+        ("linear", _check_pair),
+        ("retrieval", lambda dataset: labelled(dataset, "test")),
+    ):
+        try:
+            check(dataset)
+        except UserError as error:
+            refused[task] = str(error)
+    return refused
+
+
+def _check_pair(dataset: Dataset) -> None:
+    train, test = labelled(dataset, "train"), labelled(dataset, "test")
+    if not np.isin(test.labels, train.labels).any():
+        raise UserError(
+            f"the test classes of {dataset.name} do not occur in train: kNN and linear "
+            "probe have no sense there; use --tasks=retrieval,health,figures"
+        )
+
+
+def _labelled_pair(
+    subject: Subject,
+) -> tuple[Embedded, np.ndarray, Embedded, np.ndarray]:
+    """Return train, its labels, test and its labels."""
+    _check_pair(subject.dataset)
+    train, test = subject.train, subject.test
+    assert train is not None and train.labels is not None and test.labels is not None
+    return train, train.labels, test, test.labels
+
+
+def _features(subject: Subject) -> str:
+    model: ConfigDict = subject.run.config.model
+    return (
+        f"embedding: {model.embedding_dim}-d, unit length; feature: "
+        f"{8 * model.width}-d, last stage averaged over space"
+    )
+
+
+def _part(progress: Progress | None, number: int, count: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, count * total)
