@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint types suite newest clean
+.PHONY: help quickstart test lint types suite oracle newest clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,13 @@ types: $(VENV)/ready-test
 
 suite: $(VENV)/ready-test
 	$(BIN)/python -m pytest
+
+# Retrieval is compared with pytorch-metric-learning, which needs torch. The CPU build is
+# taken from the wheels at hand (PIP_FIND_LINKS); the tests say when it is absent.
+oracle: $(VENV)/ready-test  ## for one more comparison in the tests
+	$(BIN)/pip install -q --no-index --no-deps torch
+	$(BIN)/pip install -q --no-deps pytorch-metric-learning
+	$(BIN)/pip install -q filelock fsspec jinja2 networkx sympy tqdm typing_extensions
 
 # The part of the suite that needs no TensorFlow, on a newer Python and its newer JAX:
 #   make newest PYTHON=python3.12 VENV=.venv-newest

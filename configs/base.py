@@ -88,6 +88,8 @@ def get_config() -> ConfigDict:
     c.retrieval = ConfigDict()
     c.retrieval.k = (1, 2, 4, 8)  # R@K
     c.linear = ConfigDict()  # linear probe on the frozen feature before the head
+    c.linear.pooled_map = False  # the last map pooled 2x2 (4,608-d at 224 px) instead
+    c.linear.augment = False  # 'sgd' sees fresh training views, as the predecessors'
     c.linear.solver = "sgd"  # or 'lbfgs': the minimum of the same objective
     c.linear.learning_rates = (0.003, 0.01, 0.03, 0.1)  # chosen on held-out train
     c.linear.weight_decays = (1e-4, 1e-3, 1e-2)  # likewise

@@ -30,7 +30,20 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: no such file, no `get_config` in it, an unknown key, a wrong type.
     """
     config = _run_config_file(path)
-    words = list(overrides)
+    override(config, overrides)
+    return config
+
+
+def override(
+    config: ConfigDict, words: Sequence[str], allowed: tuple[str, ...] = ("",)
+) -> None:
+    """Set what the words `--config.key=value` say.
+
+    Raises:
+      UserError: an unknown key, a wrong type, or a key that does not begin with one of
+        `allowed`.
+    """
+    words = list(words)
     while words:
         word = words.pop(0)
         match = OVERRIDE.fullmatch(word)
@@ -41,8 +54,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
             if not words:
                 raise UserError(f"{word} needs a value: {word}=VALUE")
             value = words.pop(0)
+        if not key.startswith(allowed):
+            raise UserError(
+                f"config.{key} was settled by the run; here one may set "
+                f"{', '.join(prefix + '*' for prefix in allowed)}"
+            )
         _set(config, key, value)
-    return config
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ DESCRIPTION = """\
 Restore a checkpoint, embed its images once, print the numbers of the paper's section
 4, and write them to DIR/eval/step_N.json with the protocol that decides each, the
 pictures to DIR/figures/, and all of it to DIR/report.html, one file for any browser.
+How it is done can be set here too: --config.knn.k=1,10 --config.linear.solver=lbfgs
 """
+EVALUATION_KEYS = ("knn.", "retrieval.", "linear.")
 
 
 def main(argv: list[str]) -> int:
@@ -52,12 +55,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data_path", help="where the data lies now, if not where training read it"
     )
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_known_args(argv)
     tasks = tuple(task for task in args.tasks.split(",") if task)
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
-    record = evaluate(args.workdir, args.step, tasks, args.data_path, args.compare)
+    record = evaluate(
+        args.workdir, args.step, tasks, args.data_path, args.compare, overrides
+    )
     print_table(record)
     print(f"report: {args.workdir / 'report.html'}")
     return 0
@@ -69,6 +74,7 @@ def evaluate(
     tasks: tuple[str, ...] = (),
     data_path: str | None = None,
     compare: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
 
@@ -78,6 +84,7 @@ def evaluate(
       tasks: of `TASKS`; empty: all that the data allows.
       data_path: where the data lies now, instead of the settings' `data.path`.
       compare: workdir of another run on images of the same size, set beside this one.
+      overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
 
     Returns what was written: `step`, `protocol`, and parts for each task; accuracies
     are fractions in [0, 1].
@@ -86,7 +93,7 @@ def evaluate(
       UserError: no checkpoint, no labels, other data than the checkpoint's, or an
         output that cannot be written.
     """
-    from eir_jax.config import flatten
+    from eir_jax.config import flatten, override
     from eir_jax.data.sources import load
     from eir_jax.evaluation import protocol
     from eir_jax.evaluation import tasks as all_tasks
@@ -94,8 +101,11 @@ def evaluate(
     from eir_jax.evaluation.restore import restore_run
     from eir_jax.metrics import ProgressLine
     from eir_jax.report import write_report
+    from eir_jax.validate import validate
 
     run = restore_run(workdir, step)
+    override(run.config, overrides, EVALUATION_KEYS)
+    validate(run.config)
     if data_path is not None:
         run.config.data.path = data_path
     dataset = load(run.config.data)
@@ -134,7 +144,7 @@ def evaluate(
 
     other = None
     if compare is not None:
-        other = evaluate(compare, tasks=tasks, data_path=data_path)
+        other = evaluate(compare, tasks=tasks, data_path=data_path, overrides=overrides)
         other["label"] = str(compare)
     pictures = {}
     if "figures" in tasks:

@@ -27,6 +27,12 @@ class Relations(NamedTuple):
     """log P(i | v^): view 2 does."""
     divergence: Float[Array, " batch"]
     """KL(p || q) over all N rows, Eq. 4-6; in nats."""
+    entropy_p: Float[Array, " batch"]
+    """Of view 1's distribution, in [0, log N] nats; no gradient, as the two below."""
+    entropy_q: Float[Array, " batch"]
+    """Of view 2's distribution."""
+    rank: Float[Array, " batch"]
+    """Of the own row among all N by view 1's similarity, from 1 on."""
 
 
 def padded_rows(num_examples: int, num_devices: int = 1) -> int:
@@ -121,6 +127,8 @@ def relate_views(
     log_p = jax.nn.log_softmax(cosine1 / temperature)
     log_q = jax.nn.log_softmax(cosine2 / temperature)
     own_p, own_q = _own(log_p, index), _own(log_q, index)
+    ahead = jnp.sum(log_p > own_p[:, None], axis=1, dtype=jnp.float32)
+    watched = (_entropy(log_p), _entropy(log_q), 1 + ahead)
     if divergence_temperature not in (0, temperature):
         log_p = jax.nn.log_softmax(cosine1 / divergence_temperature)
         log_q = jax.nn.log_softmax(cosine2 / divergence_temperature)
@@ -132,7 +140,11 @@ def relate_views(
     if symmetric:
         backward = -jnp.sum(jnp.exp(log_q) * difference, axis=1)
         divergence = (divergence + backward) / 2
-    return Relations(own_p, own_q, divergence)
+    return Relations(own_p, own_q, divergence, *map(jax.lax.stop_gradient, watched))
+
+
+def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batch"]:
+    return -jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
 
 
 def _own(

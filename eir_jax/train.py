@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from eir_jax import sharding
@@ -17,6 +18,7 @@ from eir_jax.config import flatten, read_config, save_config
 from eir_jax.data import order, sources
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.errors import UserError
+from eir_jax.evaluation import health
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.metrics import MetricsWriter, ProgressLine
@@ -132,10 +134,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
             knn = None
             if every and not within and (last or epoch % every == 0):
                 log_pending()
-                knn = _evaluate(config, embed, state, dataset, mesh)
-                if knn:
-                    writer.write(step, {"epoch": epoch, "knn": knn})
-                    progress.say(f"epoch {epoch}: {_knn_words(knn)}")
+                evaluation = _evaluate(config, embed, state, dataset, mesh)
+                knn = evaluation.get("knn")
+                writer.write(step, {"epoch": epoch, **evaluation})
+                progress.say(f"epoch {epoch}: {_words(evaluation)}")
             due = not within and epoch % config.checkpoint_every_epochs == 0
             if due or last or knn or stopped is not None:
                 log_pending()
@@ -205,21 +207,33 @@ def _restore_or_create(
     return found[0]
 
 
-def _evaluate(config, embed, state, dataset, mesh) -> dict[str, float] | None:
-    """Return kNN accuracy by k, or None where a split or its labels are missing."""
+def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
+    """Return `knn` by k, where both splits have labels, and `health` of train."""
     train, test = dataset.train, dataset.test
-    if test is None or train.labels is None or test.labels is None:
-        return None
-    accuracy = knn_accuracy(
-        embed(state, test.images).embedding,
-        test.labels,
-        embed(state, train.images).embedding,
-        train.labels,
-        k=config.knn.k,
-        temperature=config.knn.temperature,
-        mesh=mesh,
-    )
-    return {str(k): float(value) for k, value in accuracy.items()}
+    gallery = embed(state, train.images).embedding
+    rows = jnp.asarray(gallery[: health.MAX_ROWS])
+    std = float(health.embedding_std(rows))
+    found: dict[str, Any] = {
+        "health": {
+            "rank_me": float(health.rank_me(rows)),
+            "uniformity": float(health.uniformity(rows)),
+            "embedding_std": std,
+        }
+    }
+    if std < health.COLLAPSED_STD:
+        found["warning"] = health.collapse_warning(std)
+    if test is not None and train.labels is not None and test.labels is not None:
+        accuracy = knn_accuracy(
+            embed(state, test.images).embedding,
+            test.labels,
+            gallery,
+            train.labels,
+            k=config.knn.k,
+            temperature=config.knn.temperature,
+            mesh=mesh,
+        )
+        found["knn"] = {str(k): value for k, value in accuracy.items()}
+    return found
 
 
 def _check_finite(metrics, step: int, steps_per_epoch: int, checkpoints) -> None:
@@ -265,8 +279,14 @@ def _note(record: dict[str, float], rate: float) -> str:
     return f"{terms}  {rate:,.0f} images/s"
 
 
-def _knn_words(knn: dict[str, float]) -> str:
-    return "kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn.items())
+def _words(evaluation: dict[str, Any]) -> str:
+    parts = [f"RankMe {evaluation['health']['rank_me']:.1f}"]
+    if "knn" in evaluation:
+        knn = evaluation["knn"].items()
+        parts = ["kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn), *parts]
+    if "warning" in evaluation:
+        parts.append(f"WARNING: {evaluation['warning']}")
+    return "; ".join(parts)
 
 
 def _summary(config, dataset, state, mesh, num_steps: int) -> str:

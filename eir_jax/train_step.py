@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from eir_jax import losses, sharding
+from eir_jax.evaluation import health
 from eir_jax.memory_bank import Relations, relate_view, relate_views, update_memory_bank
 from eir_jax.models.encoder import Encoder
 from eir_jax.train_state import TrainState, state_shardings
@@ -32,7 +33,10 @@ def make_train_step(
     A batch holds `view1`, `view2`, `mixed` [batch, size, size, 3] (normalised; only
     those that the configured terms look at), `partner`, `index` [batch] int32 and
     `ratio` [batch] in [0, 1]. Metrics are the scalars `loss`, `loss_instance`,
-    `loss_intra`, `loss_inter` (those in use) and `learning_rate`.
+    `loss_intra`, `loss_inter` (those in use), `learning_rate`, and the label-free
+    health of the batch: `embedding_std`, `bank_drift` (mean of 1 - cosine of a row with
+    what replaces it) and, where both views are encoded, `alignment`, `positive_rank`,
+    `entropy_p`, `entropy_q`.
     """
     slots = ("view1", "view2", "mixed")
     everywhere = sharding.replicated(mesh)
@@ -66,18 +70,21 @@ def make_train_step(
             loss_fn, has_aux=True
         )(state.params, state.batch_stats, state.memory_bank, batch)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        bank = update_memory_bank(
+            state.memory_bank, batch["index"], view1, config.bank_momentum
+        )
+        written = bank[batch["index"]] * state.memory_bank[batch["index"]]
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            memory_bank=update_memory_bank(
-                state.memory_bank, batch["index"], view1, config.bank_momentum
-            ),
+            memory_bank=bank,
         )
         return new_state, {
             "loss": loss,
             **terms,
+            "bank_drift": 1 - written.sum(1).mean(),
             "learning_rate": schedule(state.step),
         }
 
@@ -91,7 +98,7 @@ def loss_terms(
     batch: Batch,
     num_examples: int,
 ) -> Metrics:
-    """Return the terms of Eq. 10 that are in use, by name."""
+    """Return the terms of Eq. 10 that are in use, and the batch's health, by name."""
     index, tau = batch["index"], config.temperature
     view1 = embedding["view1"]
     if config.instance.form == "ir":
@@ -115,6 +122,10 @@ def loss_terms(
             }
         if config.lambda_intra:
             terms["loss_intra"] = losses.intra_loss(relations)
+        terms["alignment"] = health.alignment(view1, embedding["view2"])
+        terms["positive_rank"] = relations.rank.mean()
+        terms["entropy_p"] = relations.entropy_p.mean()
+        terms["entropy_q"] = relations.entropy_q.mean()
     if config.lambda_inter:
         target = losses.mixed_target(view1, batch["partner"], batch["ratio"])
         if config.inter.stop_gradient:
@@ -134,6 +145,7 @@ def loss_terms(
             terms["loss_inter"] = losses.inter_loss(
                 embedding["mixed"], target, tau, literal=config.inter.literal
             )
+    terms["embedding_std"] = health.embedding_std(view1)
     return terms
 
 

@@ -50,6 +50,19 @@ def test_shapes_of_the_paper(stem, size, last):
     assert feature_map.shape == (2, last, last, 512)
 
 
+def test_pooled_map_of_the_linear_probe_is_4608_d_at_224():
+    config = base.get_config()
+    config.model.stem = "imagenet"
+    encoder = make_encoder(config)
+
+    def run():
+        images = jnp.zeros((2, 224, 224, 3))
+        variables = encoder.init(jax.random.key(0), images)
+        return encoder.apply(variables, images, pooled_map=True)
+
+    assert jax.eval_shape(run).feature.shape == (2, 4608)
+
+
 @pytest.fixture(scope="module")
 def small():
     config = base.get_config()

@@ -178,6 +178,16 @@ def test_no_gradient_enters_the_bank(case):
     assert not jax.grad(total)(case.padded_bank).any()
 
 
+def test_entropies_and_rank(case):
+    relations = case.relate(case.v, case.w)
+    for view, found in ((case.v, relations.entropy_p), (case.w, relations.entropy_q)):
+        p = reference.softmax(view @ case.bank.T / TAU)
+        np.testing.assert_allclose(found, -(p * np.log(p)).sum(1), rtol=1e-4)
+    cosine = case.v @ case.bank.T
+    own = cosine[np.arange(len(case.v)), case.index]
+    np.testing.assert_array_equal(relations.rank, 1 + (cosine > own[:, None]).sum(1))
+
+
 def test_equal_views_have_no_divergence(case):
     relations = case.relate(case.v, case.v)
     np.testing.assert_array_equal(relations.divergence, 0)

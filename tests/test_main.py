@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def test_workdir_holds_what_is_promised(trained):
     assert [r["step"] for r in steps] == list(range(1, 23))
     assert steps[0].keys() == {
         *("step", "epoch", "loss", "loss_instance", "loss_intra", "loss_inter"),
-        *("learning_rate", "images_per_second"),
+        *("learning_rate", "images_per_second", "embedding_std", "bank_drift"),
+        *("alignment", "positive_rank", "entropy_p", "entropy_q"),
     }
     for r in steps:
         total = r["loss_instance"] + 15 * r["loss_intra"] + 2 * r["loss_inter"]
@@ -108,17 +110,20 @@ def test_workdir_holds_what_is_promised(trained):
     knn = records(trained, "knn")
     assert [(r["step"], r["epoch"]) for r in knn] == [(11, 1), (22, 2)]
     assert list(knn[0]["knn"]) == ["5", "20", "200"]
+    assert knn[0]["health"].keys() == {"rank_me", "uniformity", "embedding_std"}
 
 
 def test_evaluate_writes_numbers_with_their_protocol(trained):
     result = run("evaluate", f"--workdir={trained}")
     assert result.returncode == 0, result.stderr
     record = json.loads((trained / "eval" / "step_22.json").read_text())
-    assert record.keys() == {"step", "knn", "retrieval", "protocol"}
+    assert record.keys() >= {"step", "knn", "linear", "retrieval", "health", "protocol"}
     assert list(record["knn"]) == ["5", "20", "200"]
-    assert list(record["retrieval"]) == ["R@1", "R@2", "R@4", "R@8"]
+    assert list(record["retrieval"])[:4] == ["R@1", "R@2", "R@4", "R@8"]
+    assert min(record["knn"].values()) > 0.3  # chance: .1
+    assert record["linear"]["top-1"] > 0.5
     for value in (*record["knn"].values(), *record["retrieval"].values()):
-        assert 0.3 < value <= 1  # chance: .1
+        assert 0 < value <= 1
         assert f"{100 * value:.2f}" in result.stdout
     # The numbers that training noted at the same step come from the same functions.
     assert records(trained, "knn")[-1]["knn"] == record["knn"]
@@ -127,8 +132,14 @@ def test_evaluate_writes_numbers_with_their_protocol(trained):
     assert protocol["knn"]["temperature"] == 0.1
     assert protocol["data"]["source"] == "digits"
     assert len(protocol["data"]["content_hash"]) == 64
-    png = (trained / "figures" / "neighbours.png").read_bytes()
-    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    for task in ("knn", "linear", "retrieval", "health"):
+        assert len(protocol[task]["hash"]) == 12
+    for name in ("neighbours", "tsne", "training"):
+        png = (trained / "figures" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG") and len(png) > 5000
+    report = (trained / "report.html").read_text()
+    assert report.count("data:image/png;base64") == 3
+    assert "R-precision" in report and protocol["knn"]["hash"] in report
 
 
 def test_evaluate_takes_a_step_and_tasks_on_eight_devices(trained):
@@ -141,6 +152,58 @@ def test_evaluate_takes_a_step_and_tasks_on_eight_devices(trained):
     noted = records(trained, "knn")[0]["knn"]
     for k, value in record["knn"].items():
         assert value == pytest.approx(noted[k], abs=1.5 / 360)
+
+
+def test_best_and_compare(trained, tmp_path):
+    """The report of one run beside another, and Fig. 6 with a row for each."""
+    shutil.copytree(trained, tmp_path / "other")
+    result = run(
+        "evaluate",
+        f"--workdir={trained}",
+        "--step=best",
+        "--tasks=retrieval,figures",
+        f"--compare={tmp_path / 'other'}",
+    )
+    assert result.returncode == 0, result.stderr
+    knn = {r["step"]: r["knn"]["200"] for r in records(trained, "knn")}
+    best = max(knn, key=lambda step: (knn[step], step))
+    record = json.loads((trained / "eval" / f"step_{best}.json").read_text())
+    assert record["step"] == best
+    assert str(tmp_path / "other") in (trained / "report.html").read_text()
+
+
+def test_evaluation_can_be_set_otherwise(trained, tmp_path):
+    """Other k, and the probe on the pooled map with augmentation; protocols say so."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    before = json.loads((trained / "eval" / "step_22.json").read_text())["protocol"]
+    result = run(
+        "evaluate",
+        f"--workdir={workdir}",
+        "--tasks=knn,linear",
+        "--config.knn.k=1,3",
+        "--config.linear.augment=true",
+        "--config.linear.pooled_map=true",
+        "--config.linear.num_epochs=2",
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads((workdir / "eval" / "step_22.json").read_text())
+    assert list(record["knn"]) == ["1", "3"]
+    assert record["protocol"]["linear"]["feature_dim"] == 4 * 8  # width 4, a 1x1 map
+    assert "augmented views" in record["protocol"]["linear"]["trained_on"]
+    for task in ("knn", "linear"):
+        assert record["protocol"][task]["hash"] != before[task]["hash"]
+    w = f"--workdir={workdir}"
+    assert_refused(run("evaluate", w, "--config.seed=1"), "settled by the run", "knn.*")
+    assert_refused(run("evaluate", w, "--config.knn.k=5,9999"), "9999")
+
+
+def test_coefficient_curves_are_drawn_from_runs(trained, tmp_path):
+    words = ["--x=lambda_intra", f"--out={tmp_path / 'c.png'}", trained]
+    assert run("coefficients", *words).returncode == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert_refused(run("coefficients", "--y=knn.7", *words), "holds no knn.7", "knn.5")
+    assert_refused(run("coefficients", *words, tmp_path), "is no workdir")
 
 
 def test_started_again_it_is_done(trained):
@@ -208,8 +271,6 @@ def test_signal_saves_and_ends(tmp_path, number, status):
 
 
 def test_damaged_newest_checkpoint_falls_back_loudly(trained, tmp_path):
-    import shutil
-
     workdir = tmp_path / "damaged"
     shutil.copytree(trained, workdir)
     overwrite(workdir / "checkpoints" / "22")
@@ -291,7 +352,12 @@ def test_arrays_without_labels_train_but_are_not_evaluated(tmp_path):
     result = train(workdir, *words, config="cifar10")
     assert result.returncode == 0, result.stderr
     assert not records(workdir, "knn")
-    assert_refused(run("evaluate", f"--workdir={workdir}"), "labels")
+    assert_refused(run("evaluate", f"--workdir={workdir}", "--tasks=knn"), "labels")
+    result = run("evaluate", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    for task in ("kNN", "linear probe", "retrieval"):
+        assert f"without {task}: " in result.stdout
+    assert "rank_me" in result.stdout
     # Other images under the same settings are refused, at training and evaluation.
     other = save_arrays(tmp_path / "b.npz", count=141)
     words = [*ARRAYS, f"--config.data.path={other}", "--config.num_epochs=3"]

@@ -190,7 +190,10 @@ def test_terms_left_out_are_not_computed(changes, names):
     if names == {"loss_instance"}:
         del batch["view2"]
     _, metrics = jax.eval_shape(run.pure_step, run.create(), batch)
-    assert metrics.keys() == names | {"loss", "learning_rate"}
+    health = {"embedding_std", "bank_drift"}
+    if "view2" in batch:
+        health |= {"alignment", "positive_rank", "entropy_p", "entropy_q"}
+    assert metrics.keys() == names | health | {"loss", "learning_rate"}
 
 
 def test_training_lowers_the_loss():

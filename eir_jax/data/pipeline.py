@@ -5,7 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from eir_jax.data.augment import apply_view, draw_view, make_recipe, view_seed
+from eir_jax.data.augment import (
+    Recipe,
+    apply_view,
+    draw_view,
+    make_recipe,
+    view_seed,
+)
 from eir_jax.data.order import draw_interpolation, epoch_order, steps_per_epoch
 from eir_jax.errors import UserError
 from eir_jax.interpolation import cutmix, mixup
@@ -29,15 +35,8 @@ def make_train_batches(
     Raises:
       UserError: TensorFlow is not installed.
     """
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(
-            f"data.pipeline=tf.data needs TensorFlow ({error}); install "
-            "requirements.txt"
-        ) from None
-    tf.config.set_visible_devices([], "GPU")
-    recipe = make_recipe(config)
+    tf = _import_tensorflow()
+    make_view = _view_maker(tf, images, config.seed, make_recipe(config))
     batch_size, size = config.batch_size, config.data.image_size
     per_epoch = steps_per_epoch(len(images), batch_size)
     mixes = config.lambda_inter > 0
@@ -55,18 +54,8 @@ def make_train_batches(
         dataset = tf.data.Dataset.from_tensor_slices(index[first:])
         return dataset.map(lambda index: (epoch, index))
 
-    def fetch(index):
-        return images[index]
-
     def make_views(epoch, index):
-        image = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
-        image = tf.ensure_shape(image, images.shape[1:])
-        height, width = images.shape[1:3]
-        made = {}
-        for view in range(views):
-            seed = view_seed(config.seed, epoch, index, view)
-            parameters = draw_view(seed, recipe, height, width)
-            made[f"view{view + 1}"] = apply_view(image, parameters, recipe)
+        made = {f"view{n + 1}": make_view(epoch, index, n) for n in range(views)}
         return made | {"index": tf.cast(index, tf.int32)}
 
     def draw(step):
@@ -99,3 +88,52 @@ def make_train_batches(
         dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.take(num_steps - start_step).prefetch(tf.data.AUTOTUNE)
     return dataset.as_numpy_iterator()
+
+
+def make_view_batches(
+    images: np.ndarray, config: ConfigDict, epoch: int, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Return one fresh view of each image, in order, in batches (the last one short).
+
+    The views are view 1 of that epoch of training, float32 [<= batch_size, size, size,
+    3], normalised.
+    """
+    tf = _import_tensorflow()
+    recipe = make_recipe(config)
+    make_view = _view_maker(tf, images, config.seed, recipe)
+    indices = tf.data.Dataset.range(len(images))
+    number = tf.constant(epoch, tf.int64)
+    dataset = indices.map(
+        lambda index: make_view(number, index, 0), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def _import_tensorflow():
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            f"data.pipeline=tf.data needs TensorFlow ({error}); install "
+            "requirements.txt"
+        ) from None
+    tf.config.set_visible_devices([], "GPU")  # they are JAX's
+    return tf
+
+
+def _view_maker(tf, images: np.ndarray, seed: int, recipe: Recipe):
+    """Return make_view(epoch, index, view): a view of an image, by its number."""
+    height, width = images.shape[1:3]
+
+    def fetch(index):
+        return images[index]
+
+    def make_view(epoch, index, view: int):
+        image = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
+        image = tf.ensure_shape(image, images.shape[1:])
+        parameters = draw_view(
+            view_seed(seed, epoch, index, view), recipe, height, width
+        )
+        return apply_view(image, parameters, recipe)
+
+    return make_view

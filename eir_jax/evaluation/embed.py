@@ -1,5 +1,6 @@
 """Embedding whole splits with the encoder in evaluation mode."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -29,25 +30,29 @@ def evaluation_view(
 
 
 def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
-    """Return embed(state, images, progress=None) -> EncoderOutput of NumPy arrays.
+    """Return embed(state, images, progress=None, pooled_map=False) -> EncoderOutput.
 
-    `images` is uint8 [n, size, size, 3], any n; the batches (of
-    `config.evaluation_batch_size`, the last one padded) are split over the devices.
-    `progress` is called with the number of images done so far.
+    `images` is uint8 [n, size, size, 3], any n, or float32: then normalised already.
+    The batches (of `config.evaluation_batch_size`, the last one padded) are split over
+    the devices; the result is NumPy arrays. `progress` is called with the number of
+    images done so far; `pooled_map` as in the encoder.
     """
     batch_size = -(-config.evaluation_batch_size // mesh.size) * mesh.size
     everywhere, split = sharding.replicated(mesh), sharding.split_rows(mesh)
 
-    @jax.jit
-    def embed_batch(params, batch_stats, images) -> EncoderOutput:
+    @functools.partial(jax.jit, static_argnames="pooled_map")
+    def embed_batch(params, batch_stats, images, pooled_map) -> EncoderOutput:
+        if images.dtype == jnp.uint8:
+            images = evaluation_view(images, config)
         variables = {"params": params, "batch_stats": batch_stats}
-        output = encoder.apply(variables, evaluation_view(images, config))
+        output = encoder.apply(variables, images, pooled_map=pooled_map)
         return jax.lax.with_sharding_constraint(output, everywhere)
 
     def embed(
         state: TrainState,
         images: np.ndarray,
         progress: Callable[[int], None] | None = None,
+        pooled_map: bool = False,
     ) -> EncoderOutput:
         parts = []
         for start in range(0, len(images), batch_size):
@@ -56,7 +61,10 @@ def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
             if count < batch_size:
                 chunk = np.pad(chunk, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
             output = embed_batch(
-                state.params, state.batch_stats, jax.device_put(chunk, split)
+                state.params,
+                state.batch_stats,
+                jax.device_put(chunk, split),
+                pooled_map,
             )
             parts.append(jax.tree.map(lambda x, n=count: np.asarray(x[:n]), output))
             if progress:

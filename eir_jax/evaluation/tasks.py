@@ -118,12 +118,22 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
       UserError: labels are missing, or test classes do not occur in train.
     """
     train, train_labels, test, test_labels = _labelled_pair(subject)
+    options = subject.run.config.linear.to_dict()
+    pooled_map, augment = options.pop("pooled_map"), options.pop("augment")
+    train_feature, test_feature = train.feature, test.feature
+    if pooled_map:
+        run = subject.run
+        train_feature, test_feature = (
+            np.asarray(run.embed(run.state, x.images, pooled_map=True).feature)
+            for x in (train, test)
+        )
     probe = linear_probe(
-        train.feature,
+        train_feature,
         train_labels,
-        test.feature,
+        test_feature,
         test_labels,
-        ProbeSettings(**subject.run.config.linear),
+        ProbeSettings(**options),
+        epoch_features=_augmented(subject, pooled_map) if augment else None,
         mesh=subject.run.mesh,
         progress=progress,
     )
@@ -134,7 +144,10 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
     }
     if probe.learning_rate is not None:
         part["learning_rate"] = probe.learning_rate
-    return {"linear": part}, probe.protocol | {"features": _features(subject)}
+    feature = "last map, averaged over windows of 2x2" if pooled_map else "feature"
+    return {"linear": part}, probe.protocol | {
+        "features": f"{feature}; {_features(subject)}"
+    }
 
 
 def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
@@ -221,6 +234,24 @@ def _labelled_pair(
     train, test = subject.train, subject.test
     assert train is not None and train.labels is not None and test.labels is not None
     return train, train.labels, test, test.labels
+
+
+def _augmented(subject: Subject, pooled_map: bool) -> Callable[[int], np.ndarray]:
+    """Return epoch -> the train images' features, each from a fresh training view."""
+    from eir_jax.data.pipeline import make_view_batches
+
+    run, images = subject.run, subject.dataset.train.images
+
+    def features(epoch: int) -> np.ndarray:
+        size = run.config.evaluation_batch_size
+        return np.concatenate(
+            [
+                np.asarray(run.embed(run.state, views, pooled_map=pooled_map).feature)
+                for views in make_view_batches(images, run.config, epoch, size)
+            ]
+        )
+
+    return features
 
 
 def _features(subject: Subject) -> str:

@@ -28,16 +28,28 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "rows height width 3"], train: bool = False
+        self,
+        images: Float[Array, "rows height width 3"],
+        train: bool = False,
+        pooled_map: bool = False,
     ) -> EncoderOutput:
-        """Embed normalised images."""
-        feature = self.backbone(images, train).mean((1, 2))
+        """Embed normalised images.
+
+        With `pooled_map` the feature is the last stage's map, averaged over windows of
+        2x2, flat: 4,608-d for ResNet-18 at 224 px.
+        """
+        feature_map = self.backbone(images, train)
+        feature = feature_map.mean((1, 2))
         projected = nn.Dense(
             self.embedding_dim,
             kernel_init=pytorch_kernel_init,
             bias_init=_bias_init(feature.shape[-1]),
             name="head",
         )(feature)
+        if pooled_map:
+            window = tuple(min(2, side) for side in feature_map.shape[1:3])
+            pooled = nn.avg_pool(feature_map, window, strides=window)
+            feature = pooled.reshape(len(pooled), -1)
         return EncoderOutput(l2_normalize(projected), feature)
 
 
