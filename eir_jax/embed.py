@@ -1,16 +1,18 @@
 """Embed pictures by a trained encoder: `python -m eir_jax.embed --workdir=DIR`."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 MOST_NAMED = 20  # broken pictures; the others are counted
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
-length, `feature` [n, 512] (before the head), `path` (relative to the folder) or `index`,
-`label` where known, and `meta`, JSON that says what they are. Needs no data set but with
---split, and no TensorFlow.
+length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
+`index`, `label` where known, and `meta`, JSON that says what they are. But for --split
+it needs no data set, and no TensorFlow.
 
   python -m eir_jax.embed --workdir=DIR --images=PICTURES --out=pictures.npz
   python -m eir_jax.embed --workdir=DIR --images=FILE.npz --out=arrays.npz
@@ -41,7 +43,8 @@ length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
 """
 
 
-class Embeddings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
     """What an .npz of embeddings holds; each row has a path or an index."""
 
     embedding: Float[np.ndarray, "row dim"]
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
-    with written_whole(args.out) as stream:  # refuses before the work, not after it
+    with written_whole(args.out) as write:  # refuses before the work, not after
         from eir_jax.evaluation.restore import restore_run
 
         paths = None
@@ -103,8 +106,7 @@ def main(argv: list[str]) -> int:
             found = embed_file(run, args.workdir, args.images, args.split)
         else:
             found = embed_split(run, args.workdir, args.split, args.data_path)
-        arrays = found._replace(meta=json.dumps(found.meta))._asdict()
-        np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
+        write(found)
     rows, dim = found.embedding.shape
     skipped = found.meta.get("skipped", 0)
     print(
@@ -206,17 +208,10 @@ def embed_split(
     Raises:
       UserError: there is no such split, or the data is not that of the checkpoint.
     """
-    from eir_jax.data.sources import existing, load
+    from eir_jax.data.sources import existing
+    from eir_jax.evaluation.restore import load_data
 
-    if data_path is not None:
-        run.config.data.path = data_path
-    dataset = load(run.config.data)
-    if dataset.train_hash != run.meta["train_hash"]:
-        raise UserError(
-            f"the training images of {dataset.name} are not those of the checkpoint "
-            f"(content {dataset.train_hash[:12]}, there "
-            f"{run.meta['train_hash'][:12]}); give --data_path"
-        )
+    dataset = load_data(run, data_path)
     found = existing(dataset, split)
     meta = describe(run, workdir) | {
         "source": f"{dataset.name} ({dataset.content_hash[:16]})",
@@ -288,13 +283,12 @@ def read_embeddings(file: Path) -> Embeddings:
                 f"{file} holds no 'embedding' (it holds: "
                 f"{', '.join(arrays.files) or 'nothing'}); make it by eir_jax.embed"
             )
-        found = {
+        found: dict[str, Any] = {
             key: arrays[key] if key in arrays.files else None
             for key in ("embedding", "path", "index", "label", "meta")
         }
-    embedding, path, index, label = (
-        found[key] for key in ("embedding", "path", "index", "label")
-    )
+    embedding = found.pop("embedding")
+    path, index, label, meta_text = found.values()
     if embedding.ndim != 2 or not np.issubdtype(embedding.dtype, np.floating):
         raise UserError(
             f"'embedding' of {file} is {embedding.dtype} {list(embedding.shape)}; it "
@@ -308,7 +302,7 @@ def read_embeddings(file: Path) -> Embeddings:
         if column is not None:
             _check_column(column, key, kind, len(embedding), file)
     try:
-        meta = {} if found["meta"] is None else json.loads(str(found["meta"]))
+        meta = {} if meta_text is None else json.loads(str(meta_text))
         meta = meta if isinstance(meta, dict) else {}
     except ValueError:
         meta = {}
@@ -333,35 +327,42 @@ def opened_npz(file: Path) -> Iterator[Any]:
             yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no file {file}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{file} cannot be read as an .npz of plain arrays ({error})"
         ) from None
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its place at the end, or never.
+def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
+    """Give a function that writes embeddings to a file, whole or not at all.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written; at once, before there is anything to write.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; give the name of a file (--out)")
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
+
+    def write(found: Embeddings) -> None:
+        arrays = vars(found) | {"meta": json.dumps(found.meta)}
+        try:
+            np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
+            stream.close()
+            os.replace(part, file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error}") from None
+
     try:
-        if file.is_dir():
-            raise UserError(f"{file} is a folder; give the name of a file (--out)")
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = part.open("wb")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be written: {error}") from None
-    try:
-        with stream:
-            yield stream
-        os.replace(part, file)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with stream:
+        try:
+            yield write
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _embed_arrays(run, images, labels, meta) -> Embeddings:

@@ -94,11 +94,10 @@ def evaluate(
         output that cannot be written.
     """
     from eir_jax.config import flatten, override
-    from eir_jax.data.sources import load
     from eir_jax.evaluation import protocol
     from eir_jax.evaluation import tasks as all_tasks
     from eir_jax.evaluation.embed import EVALUATION_VIEW
-    from eir_jax.evaluation.restore import restore_run
+    from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.metrics import ProgressLine
     from eir_jax.report import write_report
     from eir_jax.validate import validate
@@ -106,15 +105,7 @@ def evaluate(
     run = restore_run(workdir, step)
     override(run.config, overrides, EVALUATION_KEYS)
     validate(run.config)
-    if data_path is not None:
-        run.config.data.path = data_path
-    dataset = load(run.config.data)
-    if dataset.train_hash != run.meta["train_hash"]:
-        raise UserError(
-            f"the training images of {dataset.name} are not those of the checkpoint "
-            f"(content {dataset.train_hash[:12]}, there "
-            f"{run.meta['train_hash'][:12]}); give --data_path"
-        )
+    dataset = load_data(run, data_path)
     if not tasks:
         refused = all_tasks.refused_tasks(dataset)
         for task, why in refused.items():

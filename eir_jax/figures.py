@@ -154,6 +154,7 @@ class _Page:
     """A grid of images laid out in whole pixels, so that their pixels stay square."""
 
     def __init__(self, size: tuple[int, int], rows: int, columns: int, title: bool):
+        self.columns = columns
         self.scale = max(1, round(160 / max(size)))
         self.cell = min(self.scale * max(size), 224)
         self.frame = max(3, self.cell // 36)
@@ -190,7 +191,8 @@ class _Page:
         first = self.margin + self.cell + self.gap + self.apart
         words = "its nearest" + (", with their cosine" if with_cosine else "")
         self.text(self.margin, y, "query", color=QUERY)
-        self.text(first, y, words, color=QUERY)
+        if self.columns > 3 or not with_classes:  # else there is no room for both
+            self.text(first, y, words, color=QUERY)
         if not with_classes:
             return
         names = {"same class as the query": SAME, "other class": OTHER}

@@ -116,7 +116,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
 
     stopped = None
     batches = make_train_batches(dataset.train.images, config, start_step, num_steps)
-    with closing(writer), closing(progress), _stop_requests() as requests:
+    with (
+        closing(writer),
+        closing(progress),
+        closing(batches),
+        _stop_requests() as requests,
+    ):
         for step, batch in enumerate(batches, start_step + 1):
             state, metrics = train_step(state, sharding.put_batch(batch, mesh))
             # The step before is done or nearly so: fetching it stalls nothing.
@@ -237,7 +242,7 @@ def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
 
 
 def _check_finite(metrics, step: int, steps_per_epoch: int, checkpoints) -> None:
-    for name in (*(n for n in metrics if n != "loss"), "loss"):
+    for name in sorted(metrics, key=lambda name: not name.startswith("loss_")):
         if not math.isfinite(metrics[name]):
             checkpoints.wait()
             kept = checkpoints.steps

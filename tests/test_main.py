@@ -113,9 +113,15 @@ def test_workdir_holds_what_is_promised(trained):
     assert knn[0]["health"].keys() == {"rank_me", "uniformity", "embedding_std"}
 
 
-def test_evaluate_writes_numbers_with_their_protocol(trained):
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """Return what evaluating that run printed."""
     result = run("evaluate", f"--workdir={trained}")
     assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_evaluate_writes_numbers_with_their_protocol(trained, evaluated):
     record = json.loads((trained / "eval" / "step_22.json").read_text())
     assert record.keys() >= {"step", "knn", "linear", "retrieval", "health", "protocol"}
     assert list(record["knn"]) == ["5", "20", "200"]
@@ -124,7 +130,7 @@ def test_evaluate_writes_numbers_with_their_protocol(trained):
     assert record["linear"]["top-1"] > 0.5
     for value in (*record["knn"].values(), *record["retrieval"].values()):
         assert 0 < value <= 1
-        assert f"{100 * value:.2f}" in result.stdout
+        assert f"{100 * value:.2f}" in evaluated.stdout
     # The numbers that training noted at the same step come from the same functions.
     assert records(trained, "knn")[-1]["knn"] == record["knn"]
     protocol = record["protocol"]
@@ -172,7 +178,7 @@ def test_best_and_compare(trained, tmp_path):
     assert str(tmp_path / "other") in (trained / "report.html").read_text()
 
 
-def test_evaluation_can_be_set_otherwise(trained, tmp_path):
+def test_evaluation_can_be_set_otherwise(trained, evaluated, tmp_path):
     """Other k, and the probe on the pooled map with augmentation; protocols say so."""
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir)
@@ -198,7 +204,7 @@ def test_evaluation_can_be_set_otherwise(trained, tmp_path):
     assert_refused(run("evaluate", w, "--config.knn.k=5,9999"), "9999")
 
 
-def test_coefficient_curves_are_drawn_from_runs(trained, tmp_path):
+def test_coefficient_curves_are_drawn_from_runs(trained, evaluated, tmp_path):
     words = ["--x=lambda_intra", f"--out={tmp_path / 'c.png'}", trained]
     assert run("coefficients", *words).returncode == 0
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -124,3 +124,14 @@ def test_another_process_makes_the_same_pixels(run, tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     with np.load(tmp_path / "b.npz") as other:
         assert_equal(run[5], dict(other))
+
+
+def test_a_program_that_closes_its_batches_ends():
+    """Left running, the pipeline's threads can keep the interpreter from ending."""
+    program = (
+        "import sys; from contextlib import closing; sys.path[:0] = ['tests', '.']\n"
+        "import test_pipeline as t\n"
+        "made = t.make_train_batches(t.IMAGES, t.small_config(), 0, 10**6)\n"
+        "with closing(made) as batches: next(batches)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

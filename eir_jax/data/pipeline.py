@@ -1,6 +1,6 @@
 """The tf.data pipeline: from uint8 images to batches of views and mixed images."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,8 +19,11 @@ from eir_jax.interpolation import cutmix, mixup
 
 def make_train_batches(
     images: np.ndarray, config: ConfigDict, start_step: int, num_steps: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of the steps from `start_step` to before `num_steps`.
+) -> Generator[dict[str, np.ndarray]]:
+    """Yield the batches of the steps from `start_step` to before `num_steps`.
+
+    Close it (`contextlib.closing`) unless it is read to its end: its threads call
+    Python, and a program that ends while they run may hang.
 
     A batch is a pure function of (settings, images, step): `view1`, `view2`, `mixed`
     float32 [batch, size, size, 3], normalised; `partner`, `index` int32 [batch];
@@ -87,7 +90,7 @@ def make_train_batches(
         dataset = tf.data.Dataset.zip(steps, dataset)
         dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.take(num_steps - start_step).prefetch(tf.data.AUTOTUNE)
-    return dataset.as_numpy_iterator()
+    yield from dataset.as_numpy_iterator()
 
 
 def make_view_batches(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint, Meta
 from eir_jax.config import read_config
+from eir_jax.data.sources import Dataset, load
 from eir_jax.errors import UserError
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.models.encoder import make_encoder
@@ -66,6 +67,28 @@ def restore_run(workdir: Path, step: str = "last") -> Run:
                 f"checkpoint {number} is damaged: {damage}; {_existing(checkpoints)}"
             ) from None
     return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+
+
+def load_data(run: Run, data_path: str | None = None) -> Dataset:
+    """Load the data that the run was trained on.
+
+    Args:
+      run: the restored run.
+      data_path: where the data lies now, instead of the settings' `data.path`.
+
+    Raises:
+      UserError: it cannot be had, or its training images are not the checkpoint's.
+    """
+    if data_path is not None:
+        run.config.data.path = data_path
+    dataset = load(run.config.data)
+    if dataset.train_hash != run.meta["train_hash"]:
+        raise UserError(
+            f"the training images of {dataset.name} are not those of the checkpoint "
+            f"(content {dataset.train_hash[:12]}, there "
+            f"{run.meta['train_hash'][:12]}); give --data_path"
+        )
+    return dataset
 
 
 def _number(step: str, checkpoints: Checkpoints, workdir: Path) -> int:
