@@ -164,7 +164,7 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
         ("model.name=vgg", "model.name='vgg' is none of resnet18"),
         ("data.source=arrays", "data.path is empty"),
-        ("batch_norm.groups=3", "use 126 or 129"),
+        ("batch_norm.groups=3", "use 63 or 66"),
         ("optimizer.milestones=5", "give one factor a milestone"),
         ("optimizer.milestones=9,5", "is not increasing"),
         ("data.std=0,1,1", "is not three numbers above 0"),
@@ -184,7 +184,7 @@ def test_all_problems_are_said_at_once():
 
 
 def test_sizes_are_checked_against_data_and_devices():
-    config = load_config(DIGITS)
+    config = load_config(DIGITS, ["--config.batch_size=128"])
     validate_sizes(config, 1437, 8)
     with pytest.raises(UserError, match="exceeds the 100 training images"):
         validate_sizes(config, 100, 1)

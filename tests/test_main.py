@@ -154,7 +154,7 @@ def test_evaluate_takes_a_step_and_tasks_on_eight_devices(trained):
     )
     assert result.returncode == 0, result.stderr
     record = json.loads((trained / "eval" / "step_11.json").read_text())
-    assert record.keys() == {"step", "knn", "protocol"}
+    assert "knn" in record and not record.keys() & {"linear", "retrieval", "health"}
     noted = records(trained, "knn")[0]["knn"]
     for k, value in record["knn"].items():
         assert value == pytest.approx(noted[k], abs=1.5 / 360)
