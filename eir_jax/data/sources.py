@@ -6,6 +6,7 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 import dataclasses
 import difflib
 import hashlib
+import re
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -198,21 +199,25 @@ def _tfds(config: ConfigDict) -> Dataset:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import downloader
     except ImportError as error:
-        raise UserError(
-            f"data.source=tfds needs tensorflow-datasets ({error}); install "
-            "requirements.txt or use data.source=arrays"
-        ) from None
+        raise _needs(error) from None
     downloader.MAX_RETRIES = 1  # without a network, say so at once
     name, folder = config.name, config.path or None
     try:
         builder = tfds.builder(name, data_dir=folder)
-    except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders())
+    except ModuleNotFoundError as error:
+        raise _needs(error) from None
+    except Exception as error:  # DatasetNotFoundError lies where TensorFlow is needed
+        known = re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)
+        if not known:
+            raise
+        near = difflib.get_close_matches(name, known)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"TFDS has no data set '{name}' (data.name){hint}") from None
     tfds.disable_progress_bar()
     try:
         builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise _needs(error) from None
     except Exception as error:  # TFDS raises many types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
@@ -230,6 +235,13 @@ def _tfds(config: ConfigDict) -> Dataset:
             )
     names = tuple(builder.info.features["label"].names)
     return Dataset("tfds", name, train, test, names)
+
+
+def _needs(error: ImportError) -> UserError:
+    return UserError(
+        f"data.source=tfds needs a library that is absent ({error}); install "
+        "requirements.txt or use data.source=arrays"
+    )
 
 
 def _tfds_split(builder: Any, split: str) -> Split:
