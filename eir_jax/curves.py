@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eir_jax.errors import UserError
 from eir_jax.evaluation.knn import unit_rows
+from eir_jax.figures import write_png
 
 # Ten that stay apart for the colour-blind: nine of Paul Tol's "muted", and an orange.
 COLOURS = ["#332288", "#e66100", "#44aa99", "#cc6677", "#88ccee"]
@@ -284,25 +283,6 @@ def coefficient_means(
         mean, counts = [np.mean(r) for r in runs], [len(r) for r in runs]
         lines[name] = tuple(map(np.array, (sorted(line), mean, deviation, counts)))
     return lines
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write the figure beside its place, then move it there.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            FigureCanvasAgg(figure).print_png(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _axes(figure, rows, columns, number):

@@ -96,7 +96,6 @@ def evaluate(
     from eir_jax.config import flatten, override
     from eir_jax.evaluation import protocol
     from eir_jax.evaluation import tasks as all_tasks
-    from eir_jax.evaluation.embed import EVALUATION_VIEW
     from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.metrics import ProgressLine
     from eir_jax.report import write_report
@@ -116,15 +115,7 @@ def evaluate(
     )
 
     record: dict[str, Any] = {"step": int(run.state.step)}
-    shared = {
-        "data": dataset.description
-        | {
-            "content_hash": dataset.content_hash,
-            "train_images": len(dataset.train.images),
-            "test_images": len(subject.test.images),
-        },
-        "transform": EVALUATION_VIEW.format(**run.config.data),
-    }
+    shared = all_tasks.shared_protocol(dataset, run.config)
     protocols: dict[str, Any] = dict(shared)
     for task in (task for task in tasks if task in all_tasks.TASKS):
         with closing(ProgressLine(TITLES[task], 1)) as bar:

@@ -147,7 +147,7 @@ def neighbour_grid(
                 (line,) = page.wrapped(name_of(other), 1)
                 below.append((line, OTHER, "normal"))
             page.image(i, j + 1, images[other], colour, below)
-    page.write(Path(path))
+    write_png(page.figure, Path(path))
 
 
 class _Page:
@@ -247,12 +247,21 @@ class _Page:
         name = name.replace("_", " ")
         return textwrap.wrap(name, most, max_lines=lines, placeholder="…") or [""]
 
-    def write(self, path):
-        """Write the PNG beside its place, then move it there."""
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure beside its place, then move it there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            FigureCanvasAgg(self.figure).print_png(part)
+            FigureCanvasAgg(figure).print_png(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -21,6 +21,8 @@ from eir_jax.errors import UserError
 from eir_jax.evaluation import health
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.knn import knn_accuracy
+from eir_jax.evaluation.protocol import tag
+from eir_jax.evaluation.tasks import knn_protocol, shared_protocol
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
@@ -238,6 +240,8 @@ def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
             mesh=mesh,
         )
         found["knn"] = {str(k): value for k, value in accuracy.items()}
+        shared = shared_protocol(dataset, config)
+        found["protocol"] = tag(knn_protocol(config), shared)["hash"]
     return found
 
 

@@ -278,6 +278,7 @@ def workdir(tmp_path_factory):
     meta = {
         "num_examples": small.num_examples,
         "train_hash": load(config.data).train_hash,
+        "config": config.to_dict(),
     }
     state = small.create()
     checkpoints.save(state, meta, None)

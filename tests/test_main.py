@@ -132,7 +132,9 @@ def test_evaluate_writes_numbers_with_their_protocol(trained, evaluated):
         assert 0 < value <= 1
         assert f"{100 * value:.2f}" in evaluated.stdout
     # The numbers that training noted at the same step come from the same functions.
-    assert records(trained, "knn")[-1]["knn"] == record["knn"]
+    noted = records(trained, "knn")[-1]
+    assert noted["knn"] == record["knn"]
+    assert noted["protocol"] == record["protocol"]["knn"]["hash"]
     protocol = record["protocol"]
     assert protocol["knn"]["k"] == [5, 20, 200]
     assert protocol["knn"]["temperature"] == 0.1
@@ -202,6 +204,15 @@ def test_evaluation_can_be_set_otherwise(trained, evaluated, tmp_path):
     w = f"--workdir={workdir}"
     assert_refused(run("evaluate", w, "--config.seed=1"), "settled by the run", "knn.*")
     assert_refused(run("evaluate", w, "--config.knn.k=5,9999"), "9999")
+
+
+def test_output_that_cannot_be_written_is_refused(trained, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval", "figures"))
+    for name, task in (("figures", "figures"), ("eval", "health")):
+        (workdir / name).write_text("in the way")
+        result = run("evaluate", f"--workdir={workdir}", f"--tasks={task}")
+        assert_refused(result, str(workdir / name), "cannot be written")
 
 
 def test_coefficient_curves_are_drawn_from_runs(trained, evaluated, tmp_path):
@@ -301,6 +312,17 @@ def test_loss_that_is_not_finite_names_step_and_term(tmp_path):
     assert_refused(result, "loss_instance is nan at step 3", "no checkpoint yet")
 
 
+def test_collapse_is_said_while_training_and_in_the_report(tmp_path):
+    """A learning rate of 100 makes all embeddings alike without a NaN."""
+    result = train(tmp_path / "w", "--config.optimizer.learning_rate=100")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING: the embedding has collapsed" in result.stdout
+    assert "has collapsed" in records(tmp_path / "w", "warning")[0]["warning"]
+    result = run("evaluate", f"--workdir={tmp_path / 'w'}", "--tasks=health")
+    assert "warning: the embedding has collapsed" in result.stdout
+    assert "has collapsed" in (tmp_path / "w" / "report.html").read_text()
+
+
 def test_other_settings_are_refused(trained):
     result = train(trained, "--config.temperature=0.2", "--config.seed=1")
     assert_refused(
@@ -328,6 +350,11 @@ def test_nothing_to_evaluate_is_refused(trained, tmp_path):
     assert_refused(run("evaluate", f"--workdir={tmp_path}"), "is no workdir")
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
     assert_refused(run("evaluate", f"--workdir={tmp_path}"), "no checkpoint yet")
+    changed = json.loads((trained / "config.json").read_text())
+    changed["model"]["width"] = 8
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    assert_refused(run("evaluate", f"--workdir={tmp_path}"), "'width': 4", "'width': 8")
     w = f"--workdir={trained}"
     assert_refused(run("evaluate", w, "--step=5"), "no checkpoint of step 5", "11, 22")
     assert_refused(run("evaluate", w, "--tasks=knm"), "no task 'knm'")

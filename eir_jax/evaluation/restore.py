@@ -44,6 +44,12 @@ def restore_run(workdir: Path, step: str = "last") -> Run:
     tx = make_optimizer(config, steps_per_epoch=1)
 
     def abstract(meta: Meta) -> TrainState:
+        saved = meta["config"]["model"]
+        if saved != config.model.to_dict():
+            raise UserError(
+                f"the checkpoints in {workdir} are of the model {saved}, its "
+                f"config.json says {config.model.to_dict()}; put the settings back"
+            )
         return abstract_train_state(config, encoder, tx, meta["num_examples"], mesh)
 
     directory = workdir / "checkpoints"

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from eir_jax.data.sources import Dataset, Split, existing, labelled
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
+from eir_jax.evaluation.embed import EVALUATION_VIEW
 from eir_jax.evaluation.knn import (
     check_labels,
     check_neighbours,
@@ -99,15 +100,33 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
                 top=top,
             )
             parts[name + suffix] = {str(n): value for n, value in accuracy.items()}
-    return parts, {
-        "k": list(k),
+    return parts, knn_protocol(config)
+
+
+def knn_protocol(config: ConfigDict) -> Protocol:
+    """Return what decides a kNN number, while training and afterwards."""
+    return {
+        "k": list(config.knn.k),
         "temperature": config.knn.temperature,
         "weight": "exp(cosine / temperature)",
         "gallery": "train, embedded anew in evaluation mode; knn_bank: the bank's rows",
         "query": "test",
-        "features": _features(subject),
+        "features": _features(config),
         "metric": "share of test images whose class has the largest vote (top5: is "
         "among the five largest)",
+    }
+
+
+def shared_protocol(dataset: Dataset, config: ConfigDict) -> Protocol:
+    """Return what decides every number: data and transform."""
+    return {
+        "data": dataset.description
+        | {
+            "content_hash": dataset.content_hash,
+            "train_images": len(dataset.train.images),
+            "test_images": len(dataset.test.images) if dataset.test else 0,
+        },
+        "transform": EVALUATION_VIEW.format(**config.data),
     }
 
 
@@ -146,7 +165,7 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
         part["learning_rate"] = probe.learning_rate
     feature = "last map, averaged over windows of 2x2" if pooled_map else "feature"
     return {"linear": part}, probe.protocol | {
-        "features": f"{feature}; {_features(subject)}"
+        "features": f"{feature}; {_features(subject.run.config)}"
     }
 
 
@@ -168,7 +187,7 @@ def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
         "k": list(subject.run.config.retrieval.k),
         "gallery": "test, without the query",
         "query": "test",
-        "features": _features(subject),
+        "features": _features(subject.run.config),
         "similarity": "cosine",
         "metric": "R@K: share of queries with one of their class among the K nearest; "
         "MAP@R, R-precision: Musgrave et al. (2020), R = others of the class; NMI: of "
@@ -190,7 +209,7 @@ def label_free(subject: Subject, progress: Progress | None = None) -> Result:
         record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
     return record, {
         "rows": f"the first {health.MAX_ROWS} test images at most",
-        "features": _features(subject),
+        "features": _features(subject.run.config),
     }
 
 
@@ -254,8 +273,8 @@ def _augmented(subject: Subject, pooled_map: bool) -> Callable[[int], np.ndarray
     return features
 
 
-def _features(subject: Subject) -> str:
-    model: ConfigDict = subject.run.config.model
+def _features(config: ConfigDict) -> str:
+    model = config.model
     return (
         f"embedding: {model.embedding_dim}-d, unit length; feature: "
         f"{8 * model.width}-d, last stage averaged over space"
