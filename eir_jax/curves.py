@@ -129,7 +129,7 @@ def read_curves(metrics_file: Path) -> tuple[str, dict[str, Curve]]:
     try:
         lines = Path(metrics_file).read_text(errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"{metrics_file} cannot be read: {error.strerror}") from None
+        raise UserError(f"{metrics_file} cannot be read: {error}") from None
     records = [r for r in map(_numbers, lines) if "step" in r]
     axis = "epoch" if all("epoch" in r for r in records) else "step"
     points: dict[str, list[tuple[float, float]]] = {}

@@ -251,7 +251,7 @@ def _picture(title, path):
     try:
         picture = base64.b64encode(Path(path).read_bytes()).decode()
     except OSError as error:
-        raise UserError(f"picture {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"picture {path} cannot be read: {error}") from None
     return (
         f"<figure><h3>{escape(title)}</h3>"
         f'<img alt="{escape(title)}" src="data:image/png;base64,{picture}"></figure>'
@@ -323,4 +323,4 @@ def _write(text: str, path: Path) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{path} cannot be written: {error}") from None

@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"grid\.png cannot be written: disk full"):
         figures.draw_neighbours(
             np.zeros((3, 8, 8, 3), np.uint8), {"": np.eye(3)}, np.array([0, 0, 1]), path
         )
