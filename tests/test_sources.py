@@ -1,6 +1,8 @@
 """Data sets: fixed splits, hashes, and bad files refused in words."""
 
 import io
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -103,6 +105,10 @@ def test_labels_and_test_may_be_absent_until_they_are_needed(tmp_path):
         ({"train_labels": np.linspace(0, 1, 12)}, "float64"),
         ({"test_labels": np.full(5, -1)}, "classes count from 0"),
         ({"train_labels": np.array([None] * 12)}, "of plain arrays"),
+        ({"test_images": None}, r"holds no 'test_images' \(it holds: train_images"),
+        ({"train_labels": np.full(12, 2**40)}, "holds 1099511627776"),
+        ({"class_names": np.arange(3)}, "must be a list of strings"),
+        ({"class_names": np.array(["a", "b"])}, "'class_names' holds 2 names"),
     ],
 )
 def test_bad_arrays_are_refused_in_words(tmp_path, changes, message):
@@ -130,19 +136,67 @@ def test_broken_file_is_refused_in_words(tmp_path, content):
         load(arrays_config(path))
 
 
+@pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
+def test_overwritten_bytes_are_refused_in_words_or_harmless(tmp_path, save_as):
+    buffer, rng = io.BytesIO(), np.random.default_rng(0)
+    save_as(buffer, **good_arrays(class_names=np.array(["a", "b", "c"])))
+    refused = 0
+    for _ in range(300):
+        content = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        content[rng.integers(len(content), size=2)] = rng.integers(256, size=2)
+        path = tmp_path / "bad.npz"
+        path.write_bytes(content.tobytes())
+        try:
+            load(arrays_config(path))
+        except UserError as error:
+            refused += 1
+            assert "bad.npz" in str(error) and "\n" not in str(error)
+    assert refused > 200
+
+
 def test_missing_file_is_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match=r"data\.path=FILE\.npz"):
+        load(arrays_config(""))
     with pytest.raises(UserError, match=r"there is no file .*absent\.npz"):
         load(arrays_config(tmp_path / "absent.npz"))
     with pytest.raises(UserError, match="there is no file"):
         load(arrays_config(tmp_path))  # a folder
 
 
-def test_tfds_refuses_in_words(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar11", r"no data set 'cifar11'.*did you mean cifar10"),
+        ("", "no data set ''"),
+        ("cifar10/none", "no data set 'cifar10/none'"),
+        ("mnist", r"\[28, 28, 1\].*data.image_size is 32"),
+        ("imagenette", r"\[None, None, 3\]"),
+        ("wiki40b", "needs an 'image' and a class 'label'"),
+    ],
+)
+def test_tfds_refuses_in_words(tmp_path, name, message):
+    # TFDS describes sets of text only with TensorFlow.
+    pytest.importorskip("tensorflow" if name == "wiki40b" else "tensorflow_datasets")
     config = base.get_config().data
-    config.path, config.name = str(tmp_path), "cifar11"
-    with pytest.raises(UserError, match=r"no data set 'cifar11'.*did you mean cifar10"):
+    config.path, config.name = str(tmp_path), name
+    with pytest.raises(UserError, match=message):
         load(config)
+
+
+def test_tfds_without_a_network_says_so_at_once(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    config = base.get_config().data
+    config.path = str(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"data\.source=arrays") as refused:
+        load(config)
+    assert time.monotonic() - began < 20  # TFDS itself: 204 s
+    assert f"{tmp_path}/downloads/manual" in str(refused.value)
+
+
+def no_network(*_, **__):
+    raise socket.gaierror(-2, "Name or service not known")
 
 
 def test_tfds_is_read(tmp_path):

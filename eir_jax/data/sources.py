@@ -6,8 +6,8 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 import dataclasses
 import difflib
 import hashlib
+import logging
 import re
-import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,32 +134,59 @@ def _digits(config: ConfigDict) -> Dataset:
 
 def _arrays(config: ConfigDict) -> Dataset:
     """A local .npz: `train_images`, and if present `train_labels`, `test_*`."""
-    path = Path(config.path)
+    if not config.path:
+        raise UserError(
+            "data.source=arrays needs --config.data.path=FILE.npz, the arrays' file"
+        )
+    path = Path(config.path).expanduser()
     if not path.is_file():
         raise UserError(f"there is no file {path} (data.path); give an .npz file")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except Exception as error:  # a damaged file raises some ten types
         raise UserError(
-            f"{path} cannot be read as an .npz of plain arrays ({error}); write it "
-            "anew with numpy.savez"
+            f"{path} cannot be read as an .npz of plain arrays ({_reason(error)}); "
+            "write it anew with numpy.savez"
         ) from None
-    if "train_images" not in arrays:
-        raise UserError(
-            f"{path} holds no 'train_images' (it holds: {', '.join(arrays) or 'none'})"
-        )
+    needed = ["train_images"] + ["test_images"] * ("test_labels" in arrays)
+    for key in needed:
+        if key not in arrays:
+            held = ", ".join(arrays) or "none"
+            raise UserError(f"{path} holds no '{key}' (it holds: {held})")
+    train = _checked_split(path, arrays, "train", config.image_size)
     test = None
     if "test_images" in arrays:
         test = _checked_split(path, arrays, "test", config.image_size)
-    names = arrays.get("class_names")
-    return Dataset(
-        "arrays",
-        config.name,
-        _checked_split(path, arrays, "train", config.image_size),
-        test,
-        None if names is None else tuple(str(name) for name in names),
-    )
+    names = _checked_names(path, arrays, train, test)
+    return Dataset("arrays", config.name, train, test, names)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text, or its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _checked_names(
+    path: Path, arrays: dict, train: Split, test: Split | None
+) -> tuple[str, ...] | None:
+    if "class_names" not in arrays:
+        return None
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise UserError(
+            f"'class_names' of {path} is {names.dtype} {list(names.shape)}; it must be "
+            "a list of strings"
+        )
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
+    for split, name in ((train, "train"), (test, "test")):
+        if split and split.labels is not None and split.labels.max() >= len(names):
+            raise UserError(
+                f"'{name}_labels' of {path} holds {split.labels.max()}, but "
+                f"'class_names' holds {len(names)} names"
+            )
+    return tuple(str(name) for name in names)
 
 
 def _checked_split(path: Path, arrays: dict, split: str, size: int) -> Split:
@@ -186,10 +213,11 @@ def _checked_split(path: Path, arrays: dict, split: str, size: int) -> Split:
             f"'{split}_labels' of {path} is {labels.dtype} {list(labels.shape)}; it "
             f"must hold {len(images)} whole numbers, one for each image"
         )
-    if labels.min() < 0:
-        raise UserError(
-            f"'{split}_labels' of {path} holds {labels.min()}; classes count from 0"
-        )
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < 2**31:
+            raise UserError(
+                f"'{split}_labels' of {path} holds {label}; classes count from 0"
+            )
     return Split(images, labels.astype(np.int32))
 
 
@@ -201,40 +229,58 @@ def _tfds(config: ConfigDict) -> Dataset:
     except ImportError as error:
         raise _needs(error) from None
     downloader.MAX_RETRIES = 1  # without a network, say so at once
-    name, folder = config.name, config.path or None
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each try
+    name, size = config.name, config.image_size
     try:
-        builder = tfds.builder(name, data_dir=folder)
-    except ModuleNotFoundError as error:
-        raise _needs(error) from None
-    except Exception as error:  # DatasetNotFoundError lies where TensorFlow is needed
-        known = re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)
-        if not known:
-            raise
-        near = difflib.get_close_matches(name, known)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"TFDS has no data set '{name}' (data.name){hint}") from None
-    tfds.disable_progress_bar()
-    try:
-        builder.download_and_prepare()
+        builder = tfds.builder(name, data_dir=config.path or None)
     except ModuleNotFoundError as error:
         raise _needs(error) from None
     except Exception as error:  # TFDS raises many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        known = re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)
+        near = difflib.get_close_matches(name, known)
+        why = _reason(error) if not known else ""
+        hint = f"did you mean {' or '.join(near)}?" if near else why
         raise UserError(
-            f"TFDS cannot prepare {name} in {builder.data_dir} ({reason}); prepare it "
-            "where there is a network and give its folder as data.path, or put the "
-            f"archives into {Path(builder.data_dir).parents[1]}/downloads/manual, or "
-            "use data.source=arrays with a local .npz"
+            f"TFDS has no data set '{name}' (data.name){hint and '; ' + hint}"
         ) from None
-    train, test = (_tfds_split(builder, split) for split in ("train", "test"))
-    for split in (train, test):
-        if split.images.shape[1:3] != (config.image_size,) * 2:
-            raise UserError(
-                f"{name} has images of {split.images.shape[1:3]} pixels and "
-                f"data.image_size is {config.image_size}"
-            )
-    names = tuple(builder.info.features["label"].names)
-    return Dataset("tfds", name, train, test, names)
+    features = dict(builder.info.features or {})
+    if "image" not in features or not hasattr(features.get("label"), "names"):
+        raise UserError(
+            f"TFDS's {name} holds {', '.join(features)}; data.source=tfds needs an "
+            "'image' and a class 'label' of each"
+        )
+    shape = features["image"].shape
+    if shape != (size, size, 3):
+        raise UserError(
+            f"TFDS's {name} has images of {list(shape)} (height, width, channels; "
+            f"None: any) and data.image_size is {size}: all must be {size}x{size} in "
+            "colour; set data.image_size, or bring them to one size as an .npz "
+            "(data.source=arrays)"
+        )
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare()
+        train = _tfds_split(builder, "train")
+        splits = builder.info.splits  # empty in TFDS's mock
+        test = None
+        if not splits or "test" in splits:
+            test = _tfds_split(builder, "test")
+    except ModuleNotFoundError as error:
+        raise _needs(error) from None
+    except Exception as error:  # TFDS raises many types
+        raise UserError(
+            f"TFDS cannot prepare {name} in {builder.data_dir} ({_reason(error)}); "
+            "prepare it where there is a network and give its folder as data.path, or "
+            f"put the archives into {_manual_folder(builder)}, or use "
+            "data.source=arrays with a local .npz"
+        ) from None
+    return Dataset("tfds", name, train, test, tuple(features["label"].names))
+
+
+def _manual_folder(builder: Any) -> Path:
+    """Return where TFDS looks for archives: beside the data sets, not below one."""
+    above = builder.data_dir.removesuffix(builder.info.full_name)
+    return Path(above) / "downloads" / "manual"
 
 
 def _needs(error: ImportError) -> UserError:
