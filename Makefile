@@ -40,7 +40,8 @@ suite: $(VENV)/ready-test
 oracle: $(VENV)/ready-test  ## for one more comparison in the tests
 	$(BIN)/pip install -q --no-index --no-deps torch
 	$(BIN)/pip install -q --no-deps pytorch-metric-learning
-	$(BIN)/pip install -q filelock fsspec jinja2 networkx sympy tqdm typing_extensions
+	$(BIN)/pip install -q faiss-cpu filelock fsspec jinja2 networkx "setuptools>=77" \
+	  sympy tqdm typing_extensions
 
 # The part of the suite that needs no TensorFlow, on a newer Python and its newer JAX:
 #   make newest PYTHON=python3.12 VENV=.venv-newest

@@ -26,9 +26,8 @@ def clusters(seed=0, count=120, classes=4, spread=0.7, dim=8):
 
 @pytest.mark.parametrize("spread", [0.2, 0.7, 5.0])
 def test_retrieval_equals_pytorch_metric_learning(spread):
-    pytest.importorskip(
-        "pytorch_metric_learning", reason="`make oracle` installs it, with torch"
-    )
+    for module in ("torch", "faiss", "pytorch_metric_learning"):
+        pytest.importorskip(module, reason="`make oracle` installs it")
     import torch
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
