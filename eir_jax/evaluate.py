@@ -155,9 +155,12 @@ def draw(workdir: Path, subject, compare: Path | None) -> dict[str, Path]:
     rows = {"": test.embedding}
     if compare is not None:
         other = restore_run(compare)
+        ours, theirs = workdir.name, compare.name
+        if ours == theirs:  # a/digits and b/digits: each keeps its row
+            ours, theirs = str(workdir), str(compare)
         rows = {
-            compare.name: other.embed(other.state, test.images).embedding,
-            workdir.name: test.embedding,
+            theirs: other.embed(other.state, test.images).embedding,
+            ours: test.embedding,
         }
     figures.draw_neighbours(
         test.images,
