@@ -61,11 +61,32 @@ def get_config() -> ConfigDict:
 
     # Images.
     c.data = ConfigDict()
-    c.data.source = "tfds"  # 'digits', 'arrays' (an .npz file) or 'tfds'
+    c.data.source = "tfds"  # 'digits', 'arrays' (an .npz file), 'tfds' or 'folder'
     c.data.name = "cifar10"  # of the data set; for 'tfds' the builder's name
-    c.data.path = ""  # the .npz file, or the TFDS data_dir ('': its default)
-    c.data.pipeline = "tf.data"  # where views are made
+    c.data.path = ""  # the .npz file, the folder, or the TFDS data_dir ('': its own)
     c.data.image_size = 32  # pixels, height and width that the encoder sees
+    # Pixels: an image is first brought to a square of this side, of which test views
+    # are the centre; 0: image_size. How: 'crop' (the shorter side is resized, then the
+    # centre is taken; training views are cut from the whole image where it is kept
+    # encoded) or 'squash' (both sides are resized).
+    c.data.resize = 0
+    c.data.fit = "crop"
+    # What stays in memory: the 'pixels' of the square, or the 'encoded' file (or where
+    # it lies), from which each view is decoded anew: for more images than fit.
+    c.data.keep = "pixels"
+    c.data.broken = "skip"  # files that hold no picture: 'skip' or 'error'
+    # Which part is which: splits of TFDS ('train+unlabelled'), and the classes kept, as
+    # (first, after the last) counted from 0; (0, 0): all.
+    c.data.train_split = "train"
+    c.data.test_split = "test"
+    c.data.train_classes = (0, 0)
+    c.data.test_classes = (0, 0)
+    c.data.class_list = ""  # a file with the names of the classes kept, one a line
+    c.data.expected = (0, 0)  # train and test images; a difference is said; 0: any
+    # Where views are made: 'tf.data' on the host, or 'device' inside the step, the
+    # images as uint8 in the accelerator's memory ('replicated' or 'sharded').
+    c.data.pipeline = "tf.data"
+    c.data.placement = "replicated"
     c.data.mean = (0.4914, 0.4822, 0.4465)  # of a channel in [0, 1]
     c.data.std = (0.2023, 0.1994, 0.2010)
 

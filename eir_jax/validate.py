@@ -16,13 +16,17 @@ CHOICES = {
     "model.stem": ("small", "imagenet"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
-    "data.source": ("digits", "arrays", "tfds"),
-    "data.pipeline": ("tf.data",),
+    "data.source": ("digits", "arrays", "tfds", "folder"),
+    "data.fit": ("crop", "squash"),
+    "data.keep": ("pixels", "encoded"),
+    "data.broken": ("skip", "error"),
+    "data.pipeline": ("tf.data", "device"),
+    "data.placement": ("replicated", "sharded"),
 }
 RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
-        "seed eval_every_epochs",
+        "seed eval_every_epochs data.resize",
     ),
     "at least 1": (
         lambda x: x >= 1,
