@@ -13,6 +13,7 @@ def get_config():
     c = base.get_config()
     c.data.source = "digits"
     c.data.name = "digits"
+    c.data.pipeline = "device"
     c.data.image_size = 16
     c.data.mean = (0.305, 0.305, 0.305)
     c.data.std = (0.319, 0.319, 0.319)

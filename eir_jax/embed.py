@@ -223,7 +223,7 @@ def embed_split(
 
 def describe(run: "Run", workdir: Path) -> dict[str, Any]:
     """Return what the embeddings of a checkpoint are made by, for `meta`."""
-    from eir_jax.evaluation.embed import EVALUATION_VIEW
+    from eir_jax.evaluation.embed import describe_view
 
     checksums = json.dumps(run.meta["checksums"], sort_keys=True)
     return {
@@ -233,7 +233,7 @@ def describe(run: "Run", workdir: Path) -> dict[str, Any]:
         "model": run.config.model.to_dict(),
         "image_size": run.config.data.image_size,
         "preparation": "images as they are",
-        "transform": EVALUATION_VIEW.format(**run.config.data),
+        "transform": describe_view(run.config.data),
     }
 
 

@@ -6,6 +6,13 @@ Notation: x_i -> view1[i], x_j -> other[i] (view 2 of i's partner), r -> ratio[i
 from typing import Any
 
 
+def mix(kind: str, view1: Any, other: Any, ratio: Any, box: Any, xp: Any) -> Any:
+    """Return the mixed images by `kind`, 'cutmix' or 'mixup'."""
+    if kind == "cutmix":
+        return cutmix(view1, other, box, xp)
+    return mixup(view1, other, ratio)
+
+
 def mixup(view1: Any, other: Any, ratio: Any) -> Any:
     """Return ratio * view1 + (1 - ratio) * other (Zhang et al., 2018).
 

@@ -5,6 +5,8 @@ mesh. That is what `jax.pmap` (itself `jit` of a `shard_map` by now) has become:
 same numbers come out on 1, 8 or 64 devices.
 """
 
+from collections.abc import Iterable, Iterator
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -35,3 +37,17 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
+
+
+def put_batches(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """Send batches to the devices, each while the one before is worked on."""
+    ahead = None
+    for batch in batches:
+        following = put_batch(batch, mesh)
+        if ahead is not None:
+            yield ahead
+        ahead = following
+    if ahead is not None:
+        yield ahead

@@ -16,6 +16,7 @@ from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, Meta
 from eir_jax.config import flatten, read_config, save_config
 from eir_jax.data import order, sources
+from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
@@ -80,8 +81,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
     start_step = int(state.step)
+    views_of, resident = None, {}
+    if config.data.pipeline == "device":
+        views_of = make_batch_views(config, mesh)
+        resident["images"] = put_images(dataset.train.images, config, mesh)
     train_step = compile_train_step(
-        make_train_step(config, encoder, tx, schedule, num_examples, mesh), state, mesh
+        make_train_step(config, encoder, tx, schedule, num_examples, mesh),
+        state,
+        mesh,
+        views_of,
     )
     embed = make_embed(config, encoder, mesh)
     save_config(config, workdir / "config.json")
@@ -124,8 +132,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         closing(batches),
         _stop_requests() as requests,
     ):
-        for step, batch in enumerate(batches, start_step + 1):
-            state, metrics = train_step(state, sharding.put_batch(batch, mesh))
+        on_device = sharding.put_batches(batches, mesh)
+        for step, batch in enumerate(on_device, start_step + 1):
+            state, metrics = train_step(state, batch | resident)
             # The step before is done or nearly so: fetching it stalls nothing.
             if pending and pending[-1][0] % config.log_every_steps == 0:
                 log_pending()

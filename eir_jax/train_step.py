@@ -149,12 +149,28 @@ def loss_terms(
     return terms
 
 
-def compile_train_step(step: TrainStep, state: TrainState, mesh: Mesh) -> TrainStep:
-    """Map a step over the mesh; the state given to it is donated (gone afterwards)."""
+def compile_train_step(
+    step: TrainStep,
+    state: TrainState,
+    mesh: Mesh,
+    views_of: Callable[[Batch], Batch] | None = None,
+) -> TrainStep:
+    """Map a step over the mesh; the state given to it is donated (gone afterwards).
+
+    Args:
+      step: as `make_train_step` returns it.
+      state: for its shardings.
+      mesh: of all devices; batches lie there already (`sharding.put_batch`).
+      views_of: makes the step's batch from the one that is given, inside the step.
+    """
     shardings = state_shardings(state, mesh)
+
+    def whole_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, views_of(batch) if views_of else batch)
+
     return jax.jit(
-        step,
-        in_shardings=(shardings, sharding.split_rows(mesh)),
+        whole_step,
+        in_shardings=(shardings, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )

@@ -62,6 +62,7 @@ def validate(config: ConfigDict) -> None:
     problems = [*_choices(config), *_ranges(config), *_tuples(config)]
     if config.data.source == "arrays" and not config.data.path:
         problems.append("data.path is empty; give the .npz file of data.source=arrays")
+    problems += _images(config.data)
     if config.batch_size % config.batch_norm.groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "
@@ -122,6 +123,25 @@ def _ranges(config: ConfigDict) -> Iterator[str]:
         for key in keys.split():
             if not holds(flat[key]):  # NaN never holds
                 yield f"{key}={flat[key]} must be {words}"
+
+
+def _images(data: ConfigDict) -> Iterator[str]:
+    if 0 < data.resize < data.image_size:
+        yield (
+            f"data.resize={data.resize} is less than data.image_size="
+            f"{data.image_size}, which is cut from it; use 0 or at least that"
+        )
+    if data.keep == "encoded":
+        if data.pipeline == "device":
+            yield (
+                "data.pipeline=device needs the pixels on the device; use "
+                "data.keep=pixels, or data.pipeline=tf.data"
+            )
+        if data.fit == "squash":
+            yield (
+                "data.fit=squash cannot be done on data.keep=encoded; use "
+                "data.keep=pixels, or data.fit=crop"
+            )
 
 
 def _tuples(config: ConfigDict) -> Iterator[str]:

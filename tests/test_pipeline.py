@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small import small_config
 
+from eir_jax.data import pipeline
 from eir_jax.data.order import draw_interpolation, epoch_order
-from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.pipeline import make_train_batches, make_view_batches
 
 pytest.importorskip("tensorflow", reason="the pipeline is TensorFlow's")
 
@@ -90,6 +91,47 @@ def test_epochs_seeds_and_views_differ(run):
     assert not np.array_equal(run[0]["index"], other["index"])
     for a, b in pairwise(run):
         assert not np.array_equal(a["ratio"], b["ratio"])
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+@pytest.mark.parametrize("size", [8, 100])
+def test_processes_make_their_parts_of_one_batch(kind, size):
+    """Whatever the part, a partner may lie in another's (both ways of cropping)."""
+    images = np.random.default_rng(0).integers(0, 256, (20, size, size, 3), np.uint8)
+    changes = {"interpolation.kind": kind, "data.image_size": size, "batch_size": 6}
+    config = small_config(**changes)
+    whole = list(make_train_batches(images, config, 2, 4))
+    parts = [
+        list(make_train_batches(images, config, 2, 4, rows))
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    for step, batch in enumerate(whole):
+        for name, value in batch.items():
+            joined = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_allclose(joined, value, atol=1e-5, err_msg=name)
+
+
+def test_large_images_are_cropped_as_small_ones(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (20, 40, 50, 3), np.uint8)
+    for size in (16, 64):  # smaller and larger than most crops
+        config = small_config(**{"data.image_size": size})
+        small = next(make_train_batches(images, config, 0, 1))
+        monkeypatch.setattr(pipeline, "LARGEST_BATCHED", 1)
+        large = next(make_train_batches(images, config, 0, 1))
+        monkeypatch.undo()
+        for name in small:
+            np.testing.assert_allclose(large[name], small[name], atol=1e-4)
+
+
+def test_fresh_views_are_view1_of_an_epoch(run):
+    config = small_config()
+    views = np.concatenate(list(make_view_batches(IMAGES, config, 1, 32)))
+    assert len(views) == NUM
+    for batch in run[4:8]:
+        np.testing.assert_allclose(views[batch["index"]], batch["view1"], atol=1e-5)
+    config.data.pipeline = "device"
+    device = np.concatenate(list(make_view_batches(IMAGES, config, 1, 32)))
+    np.testing.assert_allclose(device, views, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])

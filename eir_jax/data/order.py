@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt32
 
-ORDER, INTERPOLATION = range(2)  # purposes: each has random numbers of its own
+# Purposes: each has random numbers of its own.
+ORDER, INTERPOLATION, VIEWS = range(3)
 
 
 class Interpolation(NamedTuple):
@@ -71,6 +72,49 @@ def draw_interpolation(
         np.broadcast_to(ratio.astype(np.float32), shape),
         np.broadcast_to(box, (*shape, 4)),
     )
+
+
+def draw_uniforms(
+    seed: int, epoch: int, index: Int32[np.ndarray, " n"], view: int, count: int
+) -> Float32[np.ndarray, "n count"]:
+    """Draw the random numbers of views, each row by (seed, epoch, index, view) alone.
+
+    They are, to the bit, those of `augment_device.draw_uniforms`, which jax.random
+    makes: `uniform(fold_in(... fold_in(key(seed), VIEWS) ..., view), (count,))`.
+
+    Args:
+      seed: of the run, in [0, 2**31).
+      epoch: from 0 on.
+      index: of the instances.
+      view: 0 or 1.
+      count: numbers a view.
+    """
+    none = np.zeros(1, np.uint32)
+    key = (none, np.full(1, seed, np.uint32))
+    for number in (VIEWS, epoch, index, view):
+        key = _threefry(key, none, np.atleast_1d(number).astype(np.uint32))
+    columns = np.arange(count, dtype=np.uint32)[None]
+    high, low = _threefry((key[0][:, None], key[1][:, None]), none[None], columns)
+    mantissa = (high ^ low) >> np.uint32(9) | np.uint32(0x3F800000)  # of [1, 2)
+    return mantissa.view(np.float32) - np.float32(1)
+
+
+def _threefry(
+    key: tuple[np.ndarray, np.ndarray],
+    high: UInt32[np.ndarray, "..."],
+    low: UInt32[np.ndarray, "..."],
+) -> tuple[UInt32[np.ndarray, "..."], UInt32[np.ndarray, "..."]]:
+    """Return Threefry-2x32 of 20 rounds (Salmon et al., 2011) of two 32-bit words."""
+    keys = (*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = np.broadcast_arrays(high + keys[0], low + keys[1])
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = x + y
+            y = (y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))
+            y = y ^ x
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x, y
 
 
 def _generator(purpose: int, seed: int, number: int) -> np.random.Generator:

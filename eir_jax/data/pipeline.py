@@ -1,115 +1,212 @@
-"""The tf.data pipeline: from uint8 images to batches of views and mixed images."""
+"""Training batches: which instances, their views, and the mixed images.
 
-from collections.abc import Generator, Iterator
+`data.pipeline=tf.data` makes the pixels here, on the host. With `device` a batch holds
+only what the step needs to make them itself (see augment_device.py), and TensorFlow is
+not imported.
+"""
+
+from collections.abc import Callable, Generator
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 
-from eir_jax.data.augment import (
-    Recipe,
-    apply_view,
-    draw_view,
-    make_recipe,
-    view_seed,
+from eir_jax.data.augment import crop_planes, recolour
+from eir_jax.data.encoded import EncodedImages
+from eir_jax.data.order import (
+    draw_interpolation,
+    draw_uniforms,
+    epoch_order,
+    steps_per_epoch,
 )
-from eir_jax.data.order import draw_interpolation, epoch_order, steps_per_epoch
+from eir_jax.data.views import (
+    NUM_COEFFICIENTS,
+    NUM_UNIFORMS,
+    Recipe,
+    coefficients,
+    make_recipe,
+    num_views,
+    view_parameters,
+)
 from eir_jax.errors import UserError
-from eir_jax.interpolation import cutmix, mixup
+from eir_jax.interpolation import mix
+
+Images = np.ndarray | EncodedImages
+Batch = dict[str, np.ndarray]
+# Pixels, height or width. Up to it whole batches are cropped by matrix products; beyond
+# it image by image, where a filter that skips the zeros is faster.
+LARGEST_BATCHED = 96
 
 
 def make_train_batches(
-    images: np.ndarray, config: ConfigDict, start_step: int, num_steps: int
-) -> Generator[dict[str, np.ndarray]]:
+    images: Images,
+    config: ConfigDict,
+    start_step: int,
+    num_steps: int,
+    rows: slice = slice(None),
+) -> Generator[Batch]:
     """Yield the batches of the steps from `start_step` to before `num_steps`.
 
     Close it (`contextlib.closing`) unless it is read to its end: its threads call
     Python, and a program that ends while they run may hang.
 
-    A batch is a pure function of (settings, images, step): `view1`, `view2`, `mixed`
-    float32 [batch, size, size, 3], normalised; `partner`, `index` int32 [batch];
-    `ratio` float32 [batch]. What no loss term looks at is left out.
+    A batch is a pure function of (settings, images, step). With data.pipeline=tf.data
+    it holds `view1`, `view2`, `mixed` float32 [batch, size, size, 3], normalised;
+    `partner`, `index` int32 [batch]; `ratio` float32 [batch]. With `device` it holds
+    `epoch` int32 [batch] and `box` int32 [batch, 4] instead of the images. What no loss
+    term looks at is left out.
 
     Args:
       images: uint8 [n, height, width, 3].
       config: all settings.
       start_step: of the first batch, from 0 on.
       num_steps: the step after the last batch.
+      rows: the part of each batch to make, as one of several processes.
 
     Raises:
-      UserError: TensorFlow is not installed.
+      UserError: TensorFlow is needed and not installed.
     """
+    draw = _make_draw(len(images), config)
+    if config.data.pipeline == "device":
+        return _index_batches(draw, start_step, num_steps, rows)
+    return _pixel_batches(images, config, draw, start_step, num_steps, rows)
+
+
+def _make_draw(num_examples: int, config: ConfigDict) -> Callable[[int], Batch]:
+    """Return draw(step): the whole batch but for its images."""
+    size = config.batch_size
+    per_epoch = steps_per_epoch(num_examples, size)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(config.seed, epoch, num_examples)
+
+    def draw(step: int) -> Batch:
+        epoch, within = divmod(step, per_epoch)
+        batch = {
+            "index": order(epoch)[within * size : (within + 1) * size],
+            "epoch": np.full(size, epoch, np.int32),
+        }
+        if config.lambda_inter:
+            drawn = draw_interpolation(
+                config.seed, step, size, config.data.image_size, **config.interpolation
+            )
+            batch |= drawn._asdict()
+        return batch
+
+    return draw
+
+
+def _index_batches(draw, start_step, num_steps, rows) -> Generator[Batch]:
+    for step in range(start_step, num_steps):
+        yield {name: value[rows] for name, value in draw(step).items()}
+
+
+def _pixel_batches(
+    images: Images, config: ConfigDict, draw, start_step, num_steps, rows
+) -> Generator[Batch]:
     tf = _import_tensorflow()
-    make_view = _view_maker(tf, images, config.seed, make_recipe(config))
-    batch_size, size = config.batch_size, config.data.image_size
-    per_epoch = steps_per_epoch(len(images), batch_size)
-    mixes = config.lambda_inter > 0
-    views = 1 if config.instance.form == "ir" and not config.lambda_intra else 2
-    views = 2 if mixes else views
+    recipe, views, mixes = make_recipe(config), num_views(config), config.lambda_inter
+    local = len(range(config.batch_size)[rows])
+    # A partner may be of another process's part: its view 2 is made here once more.
+    remote = mixes and local < config.batch_size
 
-    def instances(epoch: np.ndarray) -> np.ndarray:
-        order = epoch_order(config.seed, int(epoch), len(images))
-        return order[: per_epoch * batch_size].astype(np.int64)
+    def plan(step: np.ndarray):
+        """Return index, coefficients of the views, partner, ratio, box."""
+        batch = draw(int(step))
+        epoch, index = int(batch["epoch"][0]), batch["index"]
+        shown = [(index[rows], view) for view in range(views)]
+        if remote:
+            shown.append((index[batch["partner"]][rows], 1))
+        numbers = [
+            _coefficients(images, recipe, config.seed, epoch, rows_of, view)
+            for rows_of, view in shown
+        ]
+        mixing = [batch[name][rows] for name in ("partner", "ratio", "box") if mixes]
+        return [
+            np.stack([rows_of for rows_of, _ in shown], axis=1),
+            np.stack(numbers, axis=1),
+            *map(np.ascontiguousarray, mixing),
+        ]
 
-    def epoch_instances(epoch):
-        """Return (epoch, index) of each instance of an epoch from the first step on."""
-        index = tf.numpy_function(instances, [epoch], tf.int64, stateful=False)
-        first = tf.maximum(start_step - epoch * per_epoch, 0) * batch_size
-        dataset = tf.data.Dataset.from_tensor_slices(index[first:])
-        return dataset.map(lambda index: (epoch, index))
+    def planned(step):
+        types = [tf.int32, tf.float32]
+        types += [tf.int32, tf.float32, tf.int32] if mixes else []
+        found = tf.numpy_function(plan, [step], types, stateful=False)
+        shown = views + bool(remote)
+        shapes = [[local, shown], [local, shown, NUM_COEFFICIENTS]]
+        shapes += [[local], [local], [local, 4]]
+        return tuple(map(tf.ensure_shape, found, shapes))
 
-    def make_views(epoch, index):
-        made = {f"view{n + 1}": make_view(epoch, index, n) for n in range(views)}
-        return made | {"index": tf.cast(index, tf.int32)}
+    def finished(plan, pixels):
+        index, _, *mixing = plan
+        batch = {f"view{n + 1}": pixels[:, n] for n in range(views)}
+        batch["index"] = index[:, 0]
+        if mixes:
+            partner, ratio, box = mixing
+            other = pixels[:, 2] if remote else tf.gather(batch["view2"], partner)
+            kind = config.interpolation.kind
+            batch["mixed"] = mix(kind, batch["view1"], other, ratio, box, tf)
+            batch |= {"partner": partner, "ratio": ratio}
+        return batch
 
-    def draw(step):
-        drawn = draw_interpolation(
-            config.seed, int(step), batch_size, size, **config.interpolation
-        )
-        return tuple(np.ascontiguousarray(x) for x in drawn)
-
-    def mix(step, batch):
-        types = [tf.int32, tf.float32, tf.int32]
-        partner, ratio, box = tf.numpy_function(draw, [step], types, stateful=False)
-        ratio, box = (
-            tf.ensure_shape(ratio, [batch_size]),
-            tf.ensure_shape(box, [batch_size, 4]),
-        )
-        other = tf.gather(batch["view2"], partner)
-        if config.interpolation.kind == "cutmix":
-            mixed = cutmix(batch["view1"], other, box, tf)
-        else:
-            mixed = mixup(batch["view1"], other, ratio)
-        return batch | {"mixed": mixed, "partner": partner, "ratio": ratio}
-
-    epochs = tf.data.Dataset.range(start_step // per_epoch, -(-num_steps // per_epoch))
-    dataset = epochs.flat_map(epoch_instances)
-    dataset = dataset.map(make_views, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    if mixes:
-        steps = tf.data.Dataset.range(start_step, num_steps)
-        dataset = tf.data.Dataset.zip(steps, dataset)
-        dataset = dataset.map(mix, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.take(num_steps - start_step).prefetch(tf.data.AUTOTUNE)
-    yield from dataset.as_numpy_iterator()
+    steps = tf.data.Dataset.range(start_step, num_steps)
+    plans = steps.map(planned, num_parallel_calls=tf.data.AUTOTUNE)
+    pixels = _make_pixels(tf, images, recipe, plans.map(lambda *plan: plan[:2]), local)
+    dataset = tf.data.Dataset.zip(plans, pixels)
+    dataset = dataset.map(finished, num_parallel_calls=tf.data.AUTOTUNE)
+    yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 def make_view_batches(
-    images: np.ndarray, config: ConfigDict, epoch: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Return one fresh view of each image, in order, in batches (the last one short).
+    images: Images, config: ConfigDict, epoch: int, batch_size: int
+) -> Generator[np.ndarray]:
+    """Yield one fresh view of each image, in order, in batches (the last one short).
 
     The views are view 1 of that epoch of training, float32 [<= batch_size, size, size,
-    3], normalised.
+    3], normalised. They come from TensorFlow, or from JAX with data.pipeline=device.
+
+    Raises:
+      UserError: TensorFlow is needed and not installed.
     """
+    starts = range(0, len(images), batch_size)
+    chunks = [
+        np.arange(s, min(s + batch_size, len(images)), dtype=np.int32) for s in starts
+    ]
+    if config.data.pipeline == "device":
+        import jax
+
+        from eir_jax.data.augment_device import apply_views
+
+        @jax.jit
+        def make_views(chosen, index):
+            return apply_views(
+                chosen, config, jax.numpy.full_like(index, epoch), index, 0
+            )
+
+        for index in chunks:
+            yield np.asarray(make_views(images[index], index))
+        return
     tf = _import_tensorflow()
     recipe = make_recipe(config)
-    make_view = _view_maker(tf, images, config.seed, recipe)
-    indices = tf.data.Dataset.range(len(images))
-    number = tf.constant(epoch, tf.int64)
-    dataset = indices.map(
-        lambda index: make_view(number, index, 0), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+    def plan(start):
+        index = chunks[int(start) // batch_size]
+        numbers = _coefficients(images, recipe, config.seed, epoch, index, 0)
+        return index[:, None], numbers[:, None]
+
+    def planned(start):
+        types = [tf.int32, tf.float32]
+        index, numbers = tf.numpy_function(plan, [start], types, stateful=False)
+        shape = [None, 1, NUM_COEFFICIENTS]
+        return tf.ensure_shape(index, [None, 1]), tf.ensure_shape(numbers, shape)
+
+    plans = tf.data.Dataset.range(0, len(images), batch_size).map(planned)
+    pixels = _make_pixels(tf, images, recipe, plans, batch_size)
+    for batch in pixels.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        yield batch[:, 0]
 
 
 def _import_tensorflow():
@@ -118,25 +215,159 @@ def _import_tensorflow():
     except ImportError as error:
         raise UserError(
             f"data.pipeline=tf.data needs TensorFlow ({error}); install "
-            "requirements.txt"
+            "requirements.txt, or use data.pipeline=device"
         ) from None
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
     return tf
 
 
-def _view_maker(tf, images: np.ndarray, seed: int, recipe: Recipe):
-    """Return make_view(epoch, index, view): a view of an image, by its number."""
-    height, width = images.shape[1:3]
+def _coefficients(
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    index: Int32[np.ndarray, " n"],
+    view: int,
+) -> Float32[np.ndarray, "n coefficients"]:
+    """Draw one view of each of some images, from their sizes alone."""
+    uniforms = draw_uniforms(seed, epoch, index, view, NUM_UNIFORMS)
+    if isinstance(images, EncodedImages):
+        height, width = images.sizes[index].T
+    else:
+        height, width = images.shape[1:3]
+    return coefficients(view_parameters(uniforms, recipe, height, width, np), np)
+
+
+def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int):
+    """Turn a dataset of (index, coefficients) into one of normalised views.
+
+    Args:
+      tf: TensorFlow.
+      images: all of them.
+      recipe: of the views.
+      plans: int32 [batch, views] and float32 [batch, views, NUM_COEFFICIENTS].
+      batch_size: of a whole batch; the last one may be shorter.
+
+    Returns:
+      A dataset of float32 [batch, views, size, size, 3].
+    """
+    size = recipe.image_size
+
+    @tf.function(jit_compile=False)
+    def coloured(planes, numbers):
+        return recolour(planes, numbers, recipe, tf)
 
     def fetch(index):
         return images[index]
 
-    def make_view(epoch, index, view: int):
-        image = tf.numpy_function(fetch, [index], tf.uint8, stateful=False)
-        image = tf.ensure_shape(image, images.shape[1:])
-        parameters = draw_view(
-            view_seed(seed, epoch, index, view), recipe, height, width
+    def make_batch(index, numbers):
+        shown = numbers.shape[1]
+        wanted, numbers = (
+            tf.reshape(index, [-1]),
+            tf.reshape(numbers, [-1, NUM_COEFFICIENTS]),
         )
-        return apply_view(image, parameters, recipe)
+        raw = tf.numpy_function(fetch, [wanted], tf.uint8, stateful=False)
+        raw = tf.ensure_shape(raw, [None, *images.shape[1:]])
+        planes = tf.transpose(tf.cast(raw, tf.float32), (0, 3, 1, 2))
+        views = coloured(crop_planes(planes, numbers, size, tf), numbers)
+        return tf.reshape(views, [-1, shown, size, size, 3])
 
-    return make_view
+    if (
+        not isinstance(images, EncodedImages)
+        and max(images.shape[1:3]) <= LARGEST_BATCHED
+    ):
+        return plans.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
+
+    cut = _make_cut(tf, images, size)
+
+    def make_one(index, numbers):
+        return coloured(cut(index, numbers), numbers)
+
+    instances = plans.flat_map(lambda *plan: tf.data.Dataset.from_tensor_slices(plan))
+    views = instances.map(make_one, num_parallel_calls=tf.data.AUTOTUNE)
+    return views.batch(batch_size)
+
+
+def _make_cut(tf, images: Images, size: int):
+    """Return cut(index [v], coefficients [v, k]) -> float32 [v, 3, size, size].
+
+    The views are of one instance. Those of one picture are cut from one decoded window,
+    the smallest that holds them: of a JPEG nothing else is decoded.
+    """
+
+    def read(index):
+        if isinstance(images, EncodedImages) and images.plain[index]:
+            return images.read(index), True
+        return b"", False
+
+    def look(index, window):
+        picture = (
+            images[index] if isinstance(images, np.ndarray) else images.picture(index)
+        )
+        top, left, height, width = window
+        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+    def decode(index, window):
+        def otherwise():
+            return tf.numpy_function(look, [index, window], tf.uint8, stateful=False)
+
+        if isinstance(images, np.ndarray):
+            return otherwise()
+        contents, plain = tf.numpy_function(
+            read, [index], [tf.string, tf.bool], stateful=False
+        )
+        return tf.cond(
+            plain,
+            lambda: tf.io.decode_and_crop_jpeg(contents, window, channels=3),
+            otherwise,
+        )
+
+    def cut_picture(index, numbers):
+        boxes = tf.cast(numbers[:, :4], tf.int32)
+        corner = tf.reduce_min(boxes[:, :2], axis=0)
+        end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0)
+        picture = decode(index, tf.concat([corner, end - corner], axis=0))
+        views = []
+        for view in range(numbers.shape[0]):
+            top, left = tf.unstack(boxes[view, :2] - corner)
+            height, width = tf.unstack(boxes[view, 2:])
+            part = picture[top : top + height, left : left + width]
+            part = tf.ensure_shape(part, [None, None, 3])
+            part = _resize(tf, part, size)
+            views.append(part[:, :: 1 - 2 * tf.cast(numbers[view, 4], tf.int32)])
+        planes = tf.transpose(tf.stack(views), (0, 3, 1, 2)) * (1 / 255)
+        return tf.ensure_shape(planes, [numbers.shape[0], 3, size, size])
+
+    def cut(index, numbers):
+        own = min(index.shape[0], 2)  # a third one is the partner's
+        parts = [cut_picture(index[0], numbers[:own])]
+        if index.shape[0] > own:
+            parts.append(cut_picture(index[own], numbers[own:]))
+        return tf.concat(parts, axis=0)
+
+    return cut
+
+
+def _resize(tf, image: Any, size: int) -> Any:
+    """Resize uint8 [h, w, 3] to float32 [size, size, 3], as Pillow's bilinear filter.
+
+    Only where a side shrinks does the slower, antialiasing filter differ.
+    """
+
+    def shrink():
+        return tf.raw_ops.ScaleAndTranslate(
+            images=image[None],
+            size=[size, size],
+            scale=size / tf.cast(tf.shape(image)[:2], tf.float32),
+            translation=[0.0, 0.0],
+            kernel_type="triangle",
+            antialias=True,
+        )
+
+    def enlarge():
+        return tf.raw_ops.ResizeBilinear(
+            images=image[None], size=[size, size], half_pixel_centers=True
+        )
+
+    shrinks = tf.reduce_any(tf.shape(image)[:2] > size)
+    return tf.ensure_shape(tf.cond(shrinks, shrink, enlarge)[0], [size, size, 3])

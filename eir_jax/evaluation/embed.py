@@ -14,16 +14,30 @@ from eir_jax import sharding
 from eir_jax.models.encoder import Encoder, EncoderOutput
 from eir_jax.train_state import TrainState
 
-EVALUATION_VIEW = "no crop, (x / 255 - mean) / std, mean {mean}, std {std}"
-"""What `evaluation_view` does, in words, for the record beside every number."""
-
 Embed = Callable[..., EncoderOutput]
+
+
+def describe_view(data: ConfigDict) -> str:
+    """Say what `evaluation_view` shows, for the record beside every number."""
+    crop = "no crop"
+    if data.resize not in (0, data.image_size):
+        side = "shorter side" if data.fit == "crop" else "both sides"
+        crop = f"{side} to {data.resize}, centre {data.image_size}"
+    return f"{crop}, (x / 255 - mean) / std, mean {data.mean}, std {data.std}"
 
 
 def evaluation_view(
     images: UInt8[Array, "batch height width 3"], config: ConfigDict
 ) -> Float[Array, "batch height width 3"]:
-    """Return the single view that is evaluated: normalised, nothing else."""
+    """Return the single view that is evaluated: the centre, normalised.
+
+    Args:
+      images: uint8, their sides at least image_size.
+      config: all settings.
+    """
+    size = config.data.image_size
+    top, left = ((side - size) // 2 for side in images.shape[1:3])
+    images = images[:, top : top + size, left : left + size]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
     scaled = images.astype(jnp.float32) / 255
     return (scaled - mean[None, None, None]) / std[None, None, None]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from eir_jax.data.sources import Dataset, Split, existing, labelled
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
-from eir_jax.evaluation.embed import EVALUATION_VIEW
+from eir_jax.evaluation.embed import describe_view
 from eir_jax.evaluation.knn import (
     check_labels,
     check_neighbours,
@@ -126,7 +126,7 @@ def shared_protocol(dataset: Dataset, config: ConfigDict) -> Protocol:
             "train_images": len(dataset.train.images),
             "test_images": len(dataset.test.images) if dataset.test else 0,
         },
-        "transform": EVALUATION_VIEW.format(**config.data),
+        "transform": describe_view(config.data),
     }
 
 

@@ -1,0 +1,99 @@
+"""Training views made inside the step, from images in the accelerator's memory."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from eir_jax import sharding
+from eir_jax.data.augment import crop_planes, recolour
+from eir_jax.data.order import VIEWS
+from eir_jax.data.views import (
+    NUM_UNIFORMS,
+    coefficients,
+    make_recipe,
+    num_views,
+    view_parameters,
+)
+from eir_jax.interpolation import mix
+
+Batch = dict[str, Array]
+
+
+def put_images(
+    images: UInt8[np.ndarray, "n height width 3"], config: ConfigDict, mesh: Mesh
+) -> UInt8[Array, "rows height width 3"]:
+    """Put all images onto the devices, as `data.placement` says.
+
+    'replicated': each device holds all of them. 'sharded': each holds an equal part,
+    black images at the end if need be.
+    """
+    if config.data.placement == "replicated":
+        where = sharding.replicated(mesh)
+    else:
+        where = sharding.split_rows(mesh)
+        missing = -len(images) % mesh.size
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return jax.make_array_from_callback(images.shape, where, lambda part: images[part])
+
+
+def make_batch_views(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Return views_of(batch) -> batch, to be called inside the jitted step.
+
+    From `images` [rows, height, width, 3], the whole set, and `index`, `epoch`,
+    `partner`, `ratio`, `box` it makes `view1`, `view2` and `mixed`, as the tf.data
+    pipeline does on the host.
+    """
+    split = sharding.split_rows(mesh)
+
+    def views_of(batch: Batch) -> Batch:
+        index, epoch = batch["index"], batch["epoch"]
+        chosen = jax.lax.with_sharding_constraint(batch["images"][index], split)
+        made = {"index": index}
+        for view in range(num_views(config)):
+            made[f"view{view + 1}"] = apply_views(chosen, config, epoch, index, view)
+        if config.lambda_inter:
+            partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
+            other = made["view2"][partner]
+            kind = config.interpolation.kind
+            made["mixed"] = mix(kind, made["view1"], other, ratio, box, jnp)
+            made |= {"partner": partner, "ratio": ratio}
+        return jax.lax.with_sharding_constraint(made, split)
+
+    return views_of
+
+
+def apply_views(
+    images: UInt8[Array, "n height width 3"],
+    config: ConfigDict,
+    epoch: Int[Array, " n"],
+    index: Int[Array, " n"],
+    view: int,
+) -> Float[Array, "n size size 3"]:
+    """Make one view of each image, a function of (seed, epoch, index, view) alone."""
+    recipe = make_recipe(config)
+    height, width = images.shape[1:3]
+    uniforms = draw_uniforms(config.seed, epoch, index, view, NUM_UNIFORMS)
+    parameters = view_parameters(uniforms, recipe, height, width, jnp)
+    numbers = coefficients(parameters, jnp)
+    with jax.default_matmul_precision("highest"):
+        planes = jnp.transpose(images.astype(jnp.float32), (0, 3, 1, 2))
+        cropped = crop_planes(planes, numbers, recipe.image_size, jnp)
+        return recolour(cropped, numbers, recipe, jnp)
+
+
+def draw_uniforms(
+    seed: int, epoch: Int[Array, " n"], index: Int[Array, " n"], view: int, count: int
+) -> Float[Array, "n count"]:
+    """Draw the numbers of `order.draw_uniforms`, to the bit."""
+    key = jax.random.fold_in(jax.random.key(seed), VIEWS)
+
+    def draw(epoch, index):
+        own = jax.random.fold_in(jax.random.fold_in(key, epoch), index)
+        return jax.random.uniform(jax.random.fold_in(own, view), (count,))
+
+    return jax.vmap(draw)(epoch, index)
