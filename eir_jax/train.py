@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, Meta
-from eir_jax.config import flatten, read_config, save_config
+from eir_jax.config import save_config
 from eir_jax.data import order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
@@ -34,22 +34,8 @@ from eir_jax.train_state import (
 )
 from eir_jax.train_step import compile_train_step, make_train_step
 from eir_jax.validate import validate, validate_sizes
+from eir_jax.workdir import check_settings, own
 
-# A run may go on with other values of these: they decide what is recorded, where the
-# data lies and when training ends, not what any step computes.
-FREE_KEYS = (
-    "num_epochs",
-    "data.path",
-    "knn.",
-    "retrieval.",
-    "linear.",
-    "paper.",
-    "evaluation_batch_size",
-    "log_every_steps",
-    "eval_every_epochs",
-    "checkpoint_every_epochs",
-    "keep_checkpoints",
-)
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
@@ -62,7 +48,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
-    _prepare_workdir(config, workdir)
+    with own(workdir):
+        return _train_and_evaluate(config, workdir)
+
+
+def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+    check_settings(config, workdir)
     dataset = sources.load(config.data)
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
@@ -172,28 +163,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
 def max_k(knn: dict[str, float] | None) -> float | None:
     """Return the accuracy that ranks checkpoints: the one of the largest k."""
     return None if not knn else knn[max(knn, key=int)]
-
-
-def _prepare_workdir(config: ConfigDict, workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error}") from None
-    if not (workdir / "config.json").exists():
-        return
-    old, new = flatten(read_config(workdir / "config.json")), flatten(config)
-    different = [
-        f"{key}: {old.get(key)} there, {new.get(key)} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
-    ]
-    if different:
-        raise UserError(
-            f"workdir {workdir} is of another config ({'; '.join(different)}); "
-            "give another --workdir, or the settings it was started with"
-        )
 
 
 def _restore_or_create(
