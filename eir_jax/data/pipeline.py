@@ -253,7 +253,7 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
     """
     size = recipe.image_size
 
-    @tf.function(jit_compile=False)
+    @tf.function
     def coloured(planes, numbers):
         return recolour(planes, numbers, recipe, tf)
 
@@ -318,7 +318,9 @@ def _make_cut(tf, images: Images, size: int):
         )
         return tf.cond(
             plain,
-            lambda: tf.io.decode_and_crop_jpeg(contents, window, channels=3),
+            lambda: tf.io.decode_and_crop_jpeg(
+                contents, window, channels=3, dct_method="INTEGER_ACCURATE"
+            ),
             otherwise,
         )
 
