@@ -19,10 +19,10 @@ from jaxtyping import Float, Int, UInt8
 
 from eir_jax import cli
 from eir_jax.data.pictures import (
-    PREPARATION,
     SUFFIXES,
     BrokenPicture,
     list_pictures,
+    preparation,
     read_picture,
 )
 from eir_jax.errors import UserError
@@ -146,7 +146,8 @@ def embed_pictures(
     """
     from eir_jax.metrics import ProgressLine
 
-    size = run.config.data.image_size
+    data = run.config.data
+    side = data.resize or data.image_size
     chunk = min(run.config.evaluation_batch_size, len(paths))
     embed = _embed_by(run, chunk)
     kept, outputs, broken = [], [], []
@@ -155,7 +156,7 @@ def embed_pictures(
         closing(ProgressLine("pictures", len(paths))) as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
-        for start, futures in _read_chunks(folder, paths, size, chunk):
+        for start, futures in _read_chunks(folder, paths, side, data.fit, chunk):
             images = []
             for path, future in zip(paths[start:], futures, strict=False):
                 try:
@@ -176,7 +177,7 @@ def embed_pictures(
     meta = describe(run, workdir) | {
         "source": str(folder.resolve()),
         "skipped": len(broken),
-        "preparation": PREPARATION.format(size=size),
+        "preparation": preparation(side, data.fit),
     }
     return Embeddings(embedding, feature, np.array(kept), None, None, meta)
 
@@ -190,11 +191,12 @@ def embed_file(
       UserError: it holds no images, or not of the size of the run's.
     """
     images, labels = read_images(file, split)
-    size = run.config.data.image_size
-    if images.shape[1:3] != (size, size):
+    side = run.config.data.resize or run.config.data.image_size
+    if images.shape[1:3] != (side, side):
         raise UserError(
             f"{file} holds images of {images.shape[1]}x{images.shape[2]} pixels and "
-            f"the run's encoder sees {size}x{size}; resize them, or give a folder"
+            f"the run's test views are made of {side}x{side}; resize them, or give a "
+            "folder"
         )
     source = {"source": str(file.resolve()), "split": split or ""}
     return _embed_arrays(run, images, labels, describe(run, workdir) | source)
@@ -390,14 +392,14 @@ def _embed_by(run: "Run", batch_size: int) -> Callable:
 
 
 def _read_chunks(
-    folder: Path, paths: Sequence[str], size: int, chunk: int
+    folder: Path, paths: Sequence[str], size: int, fit: str, chunk: int
 ) -> Iterator[tuple[int, list[Future]]]:
     """Yield (first, its reads) chunk by chunk; the next one is read meanwhile."""
     ahead: list[tuple[int, list[Future]]] = []
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), chunk):
             reads = [
-                pool.submit(read_picture, folder / path, size)
+                pool.submit(read_picture, folder / path, size, fit)
                 for path in paths[start : start + chunk]
             ]
             ahead.append((start, reads))

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.errors import UserError
 from eir_jax.evaluation.knn import unit_rows
 from eir_jax.evaluation.nearest import nearest
@@ -21,7 +22,7 @@ DPI = 100
 
 
 def draw_neighbours(
-    images: UInt8[np.ndarray, "row height width 3"],
+    images: UInt8[np.ndarray, "row height width 3"] | EncodedImages,
     embeddings: Mapping[str, Float[np.ndarray, "row dim"]],
     label: Int[np.ndarray, " row"] | None,
     path: Path,
@@ -85,7 +86,7 @@ def choose_queries(
 
 
 def neighbour_grid(
-    images: UInt8[np.ndarray, "row height width 3"],
+    images: UInt8[np.ndarray, "row height width 3"] | EncodedImages,
     neighbours: Int[np.ndarray, "query k"],
     query_index: Int[np.ndarray, " query"],
     label: Int[np.ndarray, " row"] | None,
@@ -115,7 +116,8 @@ def neighbour_grid(
     Raises:
         UserError: the images are not uint8 [row, height, width, 3].
     """
-    images = np.asarray(images)
+    if not isinstance(images, EncodedImages):  # of these, only those drawn are decoded
+        images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(
             f"images must be uint8 [row, height, width, 3], not {images.dtype} "

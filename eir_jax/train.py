@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, Meta
 from eir_jax.config import flatten, read_config, save_config
-from eir_jax.data import order, sources
+from eir_jax.data import folder, order, sources
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
@@ -78,6 +78,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         "config": config.to_dict(),
     }
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    folder.record(dataset, workdir, resumes=bool(checkpoints.steps))
     state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
     start_step = int(state.step)
     train_step = compile_train_step(
@@ -87,6 +88,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     save_config(config, workdir / "config.json")
 
     print(_summary(config, dataset, state, mesh, num_steps))
+    for note in dataset.notes:
+        print(note)
     if start_step >= num_steps:
         print(f"{workdir} is already trained: {start_step} of {num_steps} steps")
         checkpoints.close()

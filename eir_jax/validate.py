@@ -60,8 +60,12 @@ def validate(config: ConfigDict) -> None:
       UserError: naming every problem, each with the way out.
     """
     problems = [*_choices(config), *_ranges(config), *_tuples(config)]
-    if config.data.source == "arrays" and not config.data.path:
-        problems.append("data.path is empty; give the .npz file of data.source=arrays")
+    needed = {"arrays": "the .npz file", "folder": "the folder of pictures"}
+    if config.data.source in needed and not config.data.path:
+        problems.append(
+            f"data.path is empty; give {needed[config.data.source]} of "
+            f"data.source={config.data.source}"
+        )
     if config.batch_size % config.batch_norm.groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "

@@ -12,13 +12,17 @@ from eir_jax.data.augment import (
     make_recipe,
     view_seed,
 )
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.order import draw_interpolation, epoch_order, steps_per_epoch
 from eir_jax.errors import UserError
 from eir_jax.interpolation import cutmix, mixup
 
 
 def make_train_batches(
-    images: np.ndarray, config: ConfigDict, start_step: int, num_steps: int
+    images: np.ndarray | EncodedImages,
+    config: ConfigDict,
+    start_step: int,
+    num_steps: int,
 ) -> Generator[dict[str, np.ndarray]]:
     """Yield the batches of the steps from `start_step` to before `num_steps`.
 
@@ -94,7 +98,7 @@ def make_train_batches(
 
 
 def make_view_batches(
-    images: np.ndarray, config: ConfigDict, epoch: int, batch_size: int
+    images: np.ndarray | EncodedImages, config: ConfigDict, epoch: int, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Return one fresh view of each image, in order, in batches (the last one short).
 
@@ -124,7 +128,7 @@ def _import_tensorflow():
     return tf
 
 
-def _view_maker(tf, images: np.ndarray, seed: int, recipe: Recipe):
+def _view_maker(tf, images: np.ndarray | EncodedImages, seed: int, recipe: Recipe):
     """Return make_view(epoch, index, view): a view of an image, by its number."""
     height, width = images.shape[1:3]
 

@@ -1,4 +1,4 @@
-"""Where images come from: each source gives the whole data set as uint8 arrays.
+"""Where images come from: each source gives whole splits, as pixels or encoded.
 
 Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 """
@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.errors import UserError, first_line
 
 NUM_DIGITS_TRAIN = 1437
@@ -20,8 +22,8 @@ NUM_DIGITS_TRAIN = 1437
 class Split:
     """Images, and their classes where these are known."""
 
-    images: np.ndarray
-    """uint8 [n, height, width, 3]."""
+    images: np.ndarray | EncodedImages
+    """uint8 [n, side, side, 3]."""
     labels: np.ndarray | None
     """int32 [n], from 0 on; -1: unlabelled."""
 
@@ -35,6 +37,18 @@ class LabelledSplit(Split):
     """int64 [n]: which of the split they are."""
 
 
+class PictureFile(NamedTuple):
+    """A file of a folder, for the record."""
+
+    split: str
+    path: str
+    """Relative to the data set's folder."""
+    size: int
+    """Bytes."""
+    broken: str
+    """Why it holds no picture; empty where it does."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """What a run trains on and is judged by."""
@@ -45,7 +59,9 @@ class Dataset:
     test: Split | None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-    """What a user should know of how it was read."""
+    """Lines for the user: what was left out, or is not as expected."""
+    files: tuple[PictureFile, ...] = ()
+    """What a folder held, the broken ones too; empty for other sources."""
 
     @cached_property
     def train_hash(self) -> str:
@@ -70,7 +86,21 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
       UserError: it cannot be had, or is not as the settings say; with the way out.
     """
-    return SOURCES[config.source](config)
+    return check_expected(SOURCES[config.source](config), config.expected)
+
+
+def check_expected(dataset: Dataset, expected: tuple[int, int]) -> Dataset:
+    """Add a note for each split that has not as many images as expected; 0: any."""
+    notes = []
+    splits = {"train": dataset.train, "test": dataset.test}
+    for (name, split), count in zip(splits.items(), expected, strict=True):
+        found = 0 if split is None else len(split.images)
+        if count and found != count:
+            notes.append(
+                f"{name} holds {found:,} images where {count:,} are expected "
+                "(data.expected)"
+            )
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def existing(dataset: Dataset, split: str) -> Split:
@@ -81,9 +111,11 @@ def existing(dataset: Dataset, split: str) -> Split:
     """
     found: Split | None = getattr(dataset, split)
     if found is None:
+        way_out = f"add '{split}_images' and '{split}_labels' to the data"
+        if dataset.source == "folder":
+            way_out = f"put them into {split}/CLASS/ beside the folder of the others"
         raise UserError(
-            f"{dataset.name} has no {split} images, which evaluation needs; add "
-            f"'{split}_images' and '{split}_labels' to the data"
+            f"{dataset.name} has no {split} images, which evaluation needs; {way_out}"
         )
     return found
 
@@ -111,9 +143,12 @@ def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
     """
     labels = existing(dataset, split).labels
     if labels is None or not (labels >= 0).any():
+        way_out = f"add '{split}_labels' to the data"
+        if dataset.source == "folder":
+            way_out = "put them into one folder a class"
         raise UserError(
             f"the {split} images of {dataset.name} have no labels, which evaluation "
-            f"needs; add '{split}_labels' to the data"
+            f"needs; {way_out}"
         )
     return np.flatnonzero(labels >= 0)
 
@@ -124,7 +159,7 @@ def _digits(config: ConfigDict) -> Dataset:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    size = config.image_size
+    size = config.resize or config.image_size
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.stack(
         [
@@ -169,10 +204,10 @@ def _arrays(config: ConfigDict) -> Dataset:
         if key not in arrays:
             held = ", ".join(arrays) or "none"
             raise UserError(f"{path} holds no '{key}' (it holds: {held})")
-    train = _checked_split(path, arrays, "train", config.image_size)
+    train = _checked_split(path, arrays, "train", config)
     test = None
     if "test_images" in arrays:
-        test = _checked_split(path, arrays, "test", config.image_size)
+        test = _checked_split(path, arrays, "test", config)
     names = _checked_names(path, arrays, train, test)
     return Dataset("arrays", config.name, train, test, names)
 
@@ -199,7 +234,13 @@ def _checked_names(
     return tuple(str(name) for name in names)
 
 
-def _checked_split(path: Path, arrays: dict, split: str, size: int) -> Split:
+def _folder(config: ConfigDict) -> Dataset:
+    from eir_jax.data.folder import load_folder
+
+    return load_folder(config)
+
+
+def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> Split:
     images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
     key = f"'{split}_images' of {path}"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -209,11 +250,13 @@ def _checked_split(path: Path, arrays: dict, split: str, size: int) -> Split:
         )
     if not len(images):
         raise UserError(f"{key} holds no image")
+    setting = "resize" if config.resize else "image_size"
+    size = config[setting]
     if images.shape[1:3] != (size, size):
         height, width = images.shape[1:3]
         raise UserError(
-            f"{key} are {height}x{width} pixels and data.image_size is {size}; "
-            + (f"use --config.data.image_size={height}" if height == width else "")
+            f"{key} are {height}x{width} pixels and data.{setting} is {size}; "
+            + (f"use --config.data.{setting}={height}" if height == width else "")
             + ("" if height == width else "make them square")
         )
     if labels is None:
@@ -238,15 +281,18 @@ def _tfds(config: ConfigDict) -> Dataset:
     return load_tfds(config)
 
 
-def _sha256(*arrays: np.ndarray | None) -> str:
+def _sha256(*arrays: np.ndarray | EncodedImages | None) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         if array is None:
             digest.update(b"none")
+            continue
+        if isinstance(array, EncodedImages):
+            digest.update(array.content_hash.encode())
             continue
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-SOURCES = {"digits": _digits, "arrays": _arrays, "tfds": _tfds}
+SOURCES = {"digits": _digits, "arrays": _arrays, "folder": _folder, "tfds": _tfds}

@@ -1,5 +1,6 @@
 """A run's network from its workdir alone: settings, checkpoint, encoder."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,8 @@ def load_data(run: Run, data_path: str | None = None) -> Dataset:
     if data_path is not None:
         run.config.data.path = data_path
     dataset = load(run.config.data)
+    for note in dataset.notes:
+        print(note, file=sys.stderr)
     if dataset.train_hash != run.meta["train_hash"]:
         raise UserError(
             f"the training images of {dataset.name} are not those of the checkpoint "

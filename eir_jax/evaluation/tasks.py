@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.sources import Dataset, Split, existing, labelled
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
@@ -36,7 +37,7 @@ Result = tuple[dict[str, Any], Protocol]
 class Embedded(NamedTuple):
     """A split and what the encoder says of it."""
 
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     labels: np.ndarray | None
     embedding: Float[np.ndarray, "row dim"]
     feature: Float[np.ndarray, "row feature"]

@@ -1,0 +1,27 @@
+"""EIR on a folder of one's own pictures, at 224 px as ImageNet-100 has it.
+
+    python -m eir_jax.main --config=configs/image_folder.py \
+        --config.data.path=PICTURES --workdir=runs/pictures
+
+PICTURES holds train/CLASS/* and test/CLASS/*, CLASS/*, or pictures without classes;
+jpg, png, webp, bmp and gif of any size. With classes in both of train and test kNN is
+measured while training; without, use eir_jax.embed and eir_jax.search. For fewer than
+200 training pictures also give --config.knn.k. Not in the paper.
+"""
+
+from configs import base
+
+
+def get_config():
+    c = base.get_config()
+    c.data.source = "folder"
+    c.data.name = "pictures"
+    c.data.image_size = 224
+    c.data.resize = 256
+    c.data.fit = "crop"
+    c.data.keep = "encoded"
+    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet's
+    c.data.std = (0.229, 0.224, 0.225)
+    c.model.stem = "imagenet"
+    c.evaluation_batch_size = 250
+    return c

@@ -1,0 +1,355 @@
+"""A folder of pictures as a data set: classes are folders, or there are none.
+
+Needs neither TensorFlow nor JAX.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eir_jax.data.class_list import in_range, listed_labels, read_class_list
+from eir_jax.data.encoded import EncodedImages
+from eir_jax.data.pictures import (
+    SUFFIXES,
+    BrokenPicture,
+    Header,
+    list_pictures,
+    read_header,
+    read_picture,
+)
+from eir_jax.data.sources import Dataset, PictureFile, Split
+from eir_jax.errors import UserError
+
+MOST_NAMED = 20  # broken files; the others are counted
+CHUNK = 256  # files between two updates of the progress line
+RECORD = "pictures.jsonl"
+
+
+class Found(NamedTuple):
+    """The pictures of a split, before any of them is opened."""
+
+    paths: list[str]
+    """Relative to the data set's folder, sorted."""
+    classes: list[str] | None
+    """Of each picture, where the folders give them."""
+
+
+def load_folder(config: ConfigDict) -> Dataset:
+    """Load the folder `data.path`: train/CLASS/*, CLASS/*, or pictures without classes.
+
+    A test split lies in test/ or val/, beside train/ (`data.test_split`,
+    `data.train_split`). Labels are the places of the classes in the sorted names of
+    both splits, or in `data.class_list`. A picture's index is its place in the sorted
+    relative paths, the broken ones left out; hidden files and folders are none.
+
+    Raises:
+      UserError: there is no such folder, or no pictures in it as the settings say.
+    """
+    root = Path(config.path).expanduser()
+    if not config.path or not root.is_dir():
+        raise UserError(
+            f"there is no folder '{config.path}' (data.path); give one of pictures"
+        )
+    places, notes = _places(root, config)
+    found = {}
+    for split, place in places.items():
+        found[split], empty = _find(root, place)
+        notes += [f"{name} holds no pictures" for name in empty]
+    names = sorted({name for f in found.values() for name in f.classes or ()})
+    labels_of = np.arange(len(names))
+    if config.class_list and names:
+        listed = read_class_list(config.class_list)
+        labels_of = listed_labels(names, listed, str(root))
+        class_names = listed
+    else:
+        class_names = tuple(names)
+    place_of = dict(zip(names, labels_of.tolist(), strict=True))
+    splits, files = {}, []
+    for split in found:
+        paths, labels = _chosen(found[split], place_of, split, root, config)
+        images, records = _read(root, paths, split, config)
+        whole = np.array([not record.broken for record in records])
+        notes += _broken_words(root, records, config.broken)
+        splits[split] = Split(images, None if labels is None else labels[whole])
+        files += records
+    return Dataset(
+        "folder",
+        config.name,
+        splits["train"],
+        splits.get("test"),
+        class_names or None,
+        tuple(notes),
+        tuple(files),
+    )
+
+
+def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
+    """Return the folder of each split below the root, '' for itself, and notes."""
+    train, test = config.train_split, config.test_split
+    inside = set(_folders(root))
+    tests = [name for name in dict.fromkeys((test, "val")) if name in inside]
+    others = sorted(inside - {train, *tests})
+    if train not in inside:
+        if tests:
+            raise UserError(
+                f"{root} holds {tests[0]}/ but no {train}/ (data.train_split); put the "
+                "training pictures there"
+            )
+        return {"train": ""}, []
+    if others and not tests:  # one class of several may be called train
+        return {"train": ""}, []
+    places = {"train": train}
+    if tests:
+        places["test"] = tests[0]
+    unread = ", ".join(tests[1:] + others)
+    return places, [f"{root}: {unread} is not read"] if unread else []
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if entry.is_dir() and not entry.name.startswith(".")
+            )
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _find(root: Path, place: str) -> tuple[Found, list[str]]:
+    """List the pictures of a split, and the class folders that hold none.
+
+    Raises:
+      UserError: there are none, or some lie in folders and some beside them.
+    """
+    folder = root / place
+    paths = [path for path in list_pictures(folder, and_folders=True) if _shown(path)]
+    loose = [path for path in paths if "/" not in path]
+    if not paths:
+        raise UserError(f"{folder} holds no pictures ({' '.join(SUFFIXES)})")
+    prefix = f"{place}/" if place else ""
+    if len(loose) == len(paths):
+        return Found([prefix + path for path in paths], None), []
+    if loose:
+        inside = next(path for path in paths if "/" in path)
+        raise UserError(
+            f"{folder} holds pictures beside its class folders, such as {loose[0]} "
+            f"beside {inside}; put every picture into a class folder, or none"
+        )
+    classes = [path.split("/")[0] for path in paths]
+    empty = [prefix + name for name in _folders(folder) if name not in set(classes)]
+    return Found([prefix + path for path in paths], classes), empty
+
+
+def _shown(path: str) -> bool:
+    return not any(part.startswith(".") for part in path.split("/"))
+
+
+def _chosen(
+    found: Found, place_of: dict[str, int], split: str, root: Path, config: ConfigDict
+) -> tuple[list[str], np.ndarray | None]:
+    """Return paths and labels of the classes that the settings keep.
+
+    Raises:
+      UserError: none is left, or there are no classes to choose from.
+    """
+    classes = config[f"{split}_classes"]
+    chooses = config.class_list or tuple(classes) != (0, 0)
+    if found.classes is None:
+        if chooses:
+            raise UserError(
+                f"the {split} pictures of {root} lie in no class folders, which "
+                f"data.class_list and data.{split}_classes choose from; leave these out"
+            )
+        return found.paths, None
+    labels = np.array([place_of[name] for name in found.classes], np.int32)
+    kept = (labels >= 0) & in_range(labels, classes)
+    if not kept.any():
+        raise UserError(
+            f"{root} holds no {split} pictures of the classes chosen "
+            f"(data.class_list='{config.class_list}', data.{split}_classes={classes})"
+        )
+    return [found.paths[row] for row in np.flatnonzero(kept)], labels[kept]
+
+
+def _read(
+    root: Path, paths: list[str], split: str, config: ConfigDict
+) -> tuple[np.ndarray | EncodedImages, list[PictureFile]]:
+    """Read each file whole, once: the images of those that are, and what each is."""
+    side, fit = config.resize or config.image_size, config.fit
+    title = f"reading {split} pictures"
+    file_sizes = np.array([_file_size(root / path) for path in paths], np.int64)
+    if config.keep == "pixels":
+        pixels = _allocate(len(paths), side)
+
+        def decode(row: int) -> None:
+            pixels[row] = read_picture(root / paths[row], side, fit)
+
+        broken = _for_each(len(paths), decode, title)
+    else:
+        headers = [Header(0, 0, False)] * len(paths)
+
+        def verify(row: int) -> None:
+            headers[row] = read_header(root / paths[row])
+
+        broken = _for_each(len(paths), verify, title)
+    records = [
+        PictureFile(split, path, int(size), broken.get(row, ""))
+        for row, (path, size) in enumerate(zip(paths, file_sizes, strict=True))
+    ]
+    whole = np.array([row for row in range(len(paths)) if row not in broken], np.int64)
+    if not len(whole):
+        raise UserError(
+            f"none of the {len(paths):,} {split} files of {root} holds a picture: "
+            f"{_one_line(f'{paths[0]}: {broken[0]}')}"
+        )
+    if config.keep == "pixels":
+        for place, row in enumerate(whole):  # moved up in place: no second copy
+            if place != row:
+                pixels[place] = pixels[row]
+        return pixels[: len(whole)], records
+    sizes = np.array([header[:2] for header in headers], np.int32)
+    plain = np.array([header.plain for header in headers])
+    images = EncodedImages(
+        paths, whole, sizes[whole], plain[whole], file_sizes[whole], side, fit, root
+    )
+    return images, records
+
+
+def _allocate(count: int, side: int) -> np.ndarray:
+    try:
+        return np.empty((count, side, side, 3), np.uint8)
+    except MemoryError:
+        raise UserError(
+            f"{count:,} pictures of {side}x{side} are {count * side**2 * 3 / 1e9:.1f} "
+            "GB of pixels, more than there is memory; use --config.data.keep=encoded"
+        ) from None
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # gone, or a link to nowhere: reading it will say so
+        return 0
+
+
+def _for_each(count: int, work: Callable[[int], None], title: str) -> dict[int, str]:
+    """Call work(row) in threads; return why it failed, by row."""
+    from eir_jax.metrics import ProgressLine
+
+    broken: dict[int, str] = {}
+
+    def attempt(row: int) -> None:
+        try:
+            work(row)
+        except BrokenPicture as error:
+            broken[row] = str(error)
+
+    with (
+        warnings.catch_warnings(),
+        closing(ProgressLine(title, count)) as bar,
+        ThreadPoolExecutor() as pool,
+    ):
+        warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
+        for start in range(0, count, CHUNK):
+            chunk = range(start, min(start + CHUNK, count))
+            for _ in pool.map(attempt, chunk):
+                pass
+            bar.update(chunk.stop)
+    return broken
+
+
+def _broken_words(
+    root: Path, records: Sequence[PictureFile], broken: str
+) -> Iterator[str]:
+    """Yield lines that name the broken files; raise where they are to be an error."""
+    named = [f"{record.path}: {record.broken}" for record in records if record.broken]
+    if not named:
+        return
+    files = "1 file holds" if len(named) == 1 else f"{len(named):,} files hold"
+    lines = [_one_line(line) for line in named[:MOST_NAMED]]
+    if len(named) > MOST_NAMED:
+        lines.append(f"{len(named) - MOST_NAMED:,} more")
+    if broken == "error":
+        raise UserError(
+            f"{files} no picture in {root} ({'; '.join(lines)}); mend or remove them, "
+            "or leave them out by data.broken=skip"
+        )
+    yield f"{files} no picture and left out ({records[0].split}):"
+    yield from (f"  {line}" for line in lines)
+
+
+def record(dataset: Dataset, workdir: Path, resumes: bool) -> None:
+    """Keep the list of a folder's files in the workdir, one line a file.
+
+    Args:
+      dataset: as loaded; of other sources there is nothing to keep.
+      workdir: of the run.
+      resumes: whether there is a checkpoint to go on from.
+
+    Raises:
+      UserError: the run would go on with other files than it began with.
+    """
+    if not dataset.files:
+        return
+    path = workdir / RECORD
+    if resumes and path.exists():
+        changes = _changes(_read_record(path), dataset.files)
+        if changes:
+            raise UserError(
+                f"the pictures of {dataset.name} are not those that {workdir} began "
+                f"with: {changes}; put them back, or give another --workdir"
+            )
+        return
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(file) + "\n" for file in dataset.files))
+    os.replace(partial, path)
+
+
+def _read_record(path: Path) -> list[PictureFile]:
+    try:
+        return [
+            PictureFile(*json.loads(line)) for line in path.read_text().splitlines()
+        ]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a list of pictures ({error}); remove it to go "
+            "on without a check of the files' names"
+        ) from None
+
+
+def _changes(before: Sequence[PictureFile], now: Sequence[PictureFile]) -> str:
+    """Return in words what is new, gone or changed; empty where all is as before."""
+    old = {(file.split, file.path): file for file in before}
+    new = {(file.split, file.path): file for file in now}
+    both = old.keys() & new.keys()
+    kinds = {
+        "new": new.keys() - old.keys(),
+        "gone": old.keys() - new.keys(),
+        "of another size": {key for key in both if old[key].size != new[key].size},
+    }
+    kinds["broken or mended"] = {
+        key
+        for key in both - kinds["of another size"]
+        if bool(old[key].broken) != bool(new[key].broken)
+    }
+    parts = [
+        f"{len(keys):,} {'file is' if len(keys) == 1 else 'files are'} {kind}, such as "
+        + _one_line(min(path for _, path in keys))
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return "; ".join(parts)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
