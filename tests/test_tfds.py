@@ -142,6 +142,7 @@ def test_every_config_reads_its_set(stored, file, train, test, side, file_format
         assert set(split.labels[known]) <= set(range(first, after))
         if name == "train":
             assert len(set(split.labels[known])) == after - first
+    assert f"train holds {train} images where" in dataset.notes[0]
     unlabelled = int((dataset.train.labels < 0).sum())
     assert unlabelled == (25 if file == "stl10_105k.py" else 0)
 
@@ -314,13 +315,17 @@ def no_network(*_, **__):
         ("imagenette", ["its archives"]),
         (
             "cars196",
-            ["links of cars196 are dead", "cars_train.tgz", "cars_test.tgz"]
-            + ["car_devkit.tgz", "cars_test_annos_withlabels.mat", "official one"],
+            [
+                *("links of cars196 are dead", "cars_train.tgz", "cars_test.tgz"),
+                *("car_devkit.tgz", "cars_test_annos_withlabels.mat", "official one"),
+            ],
         ),
         (
             "imagenet2012",
-            ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]
-            + ["data.source=folder", "data.class_list=imagenet100", "train/ and val/"],
+            [
+                *("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "train/"),
+                *("data.source=folder", "data.class_list=imagenet100", "val/"),
+            ],
         ),
     ],
 )
@@ -367,7 +372,7 @@ def test_a_library_that_preparing_needs_is_named(tmp_path, monkeypatch):
 
 
 def test_official_class_order_is_that_of_tfds():
-    """CUB's and Cars-196's unseen-class splits count the classes as their authors do."""
+    """The unseen-class splits of CUB and Cars-196 count as the authors' lists do."""
     names = tfds.builder("cars196").info.features["label"].names
     assert len(names) == 196
     assert names[0] == "AM General Hummer SUV 2000"  # class 1 of cars_meta.mat

@@ -7,7 +7,7 @@ import difflib
 import functools
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ def _read_pixels(
     """Read images that are stored at the side asked for."""
     examples = _examples(tfds, builder, split)
     images = np.empty((len(examples), *builder.info.features["image"].shape), np.uint8)
-    labels = []
+    labels: list[int] = []
     for image, label in _kept(examples, place, f"reading {split}"):
         images[len(labels)] = image
         labels.append(label)
@@ -264,22 +264,23 @@ def _examples(tfds, builder, split: str, encoded: bool = False) -> Any:
         features = builder.info.features.items()
         kinds = {key for key, x in features if isinstance(x, tfds.features.Image)}
         skipped = kinds if encoded else kinds - {"image"}  # CUB has masks beside
-        return builder.as_data_source(split=split, decoders=dict.fromkeys(skipped, skip))
+        decoders = dict.fromkeys(skipped, skip)
+        return builder.as_data_source(split=split, decoders=decoders)
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
-    decoders = tfds.decode.PartialDecoding(
+    partial = tfds.decode.PartialDecoding(
         {"image": True, "label": True}, {"image": skip} if encoded else None
     )
     # File after file, as array_record is read.
     read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(
-        split=split, decoders=decoders, read_config=read_config, shuffle_files=False
+        split=split, decoders=partial, read_config=read_config, shuffle_files=False
     )
     return tfds.as_numpy(dataset)
 
 
-def _kept(examples: Iterable, place, title: str) -> Iterator[tuple[Any, int]]:
+def _kept(examples: Any, place, title: str) -> Iterator[tuple[Any, int]]:
     """Yield image and label of the examples whose class is kept."""
     from eir_jax.metrics import ProgressLine
 
