@@ -38,8 +38,9 @@ class EncodedImages:
     sizes: Int[np.ndarray, "n 2"]
     """Height and width of each image, after EXIF rotation: int32."""
     plain: Bool[np.ndarray, " n"]
-    """Whether TensorFlow decodes the same picture from `read`: a grey or colour JPEG
-    that is not rotated. The others come from `picture`."""
+    """Whether TensorFlow decodes the same picture from `read`, bit by bit with its
+    dct_method='INTEGER_ACCURATE': a grey or colour JPEG that is not rotated. The others
+    come from `picture`."""
     file_sizes: Int[np.ndarray, " n"]
     """Bytes of each encoded file."""
     side: int

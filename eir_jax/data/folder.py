@@ -21,6 +21,7 @@ from eir_jax.data.pictures import (
     SUFFIXES,
     BrokenPicture,
     Header,
+    is_named_picture,
     list_pictures,
     read_header,
     read_picture,
@@ -104,8 +105,12 @@ def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
                 "training pictures there"
             )
         return {"train": ""}, []
-    if others and not tests:  # one class of several may be called train
-        return {"train": ""}, []
+    if (
+        others
+        and not tests
+        and all(map(_holds_loose, (root / train, *(root / x for x in others))))
+    ):
+        return {"train": ""}, []  # classes, of which one is called train
     places = {"train": train}
     if tests:
         places["test"] = tests[0]
@@ -123,6 +128,11 @@ def _folders(folder: Path) -> list[str]:
             )
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _holds_loose(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_named_picture(entry.name) for entry in entries)
 
 
 def _find(root: Path, place: str) -> tuple[Found, list[str]]:
@@ -275,7 +285,8 @@ def _broken_words(
     named = [f"{record.path}: {record.broken}" for record in records if record.broken]
     if not named:
         return
-    files = "1 file holds" if len(named) == 1 else f"{len(named):,} files hold"
+    one = len(named) == 1
+    files = "1 file holds" if one else f"{len(named):,} files hold"
     lines = [_one_line(line) for line in named[:MOST_NAMED]]
     if len(named) > MOST_NAMED:
         lines.append(f"{len(named) - MOST_NAMED:,} more")
@@ -284,7 +295,8 @@ def _broken_words(
             f"{files} no picture in {root} ({'; '.join(lines)}); mend or remove them, "
             "or leave them out by data.broken=skip"
         )
-    yield f"{files} no picture and left out ({records[0].split}):"
+    is_out = "is left out" if one else "are left out"
+    yield f"{files} no picture and {is_out} ({records[0].split}):"
     yield from (f"  {line}" for line in lines)
 
 

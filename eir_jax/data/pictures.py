@@ -81,9 +81,9 @@ def list_pictures(folder: Path, and_folders: bool = False) -> list[str]:
         seen.add(identity)
         folders.sort()
         place = Path(root).relative_to(folder)
-        found += [(place / f).as_posix() for f in files if _is_named_picture(f)]
+        found += [(place / f).as_posix() for f in files if is_named_picture(f)]
         empty = and_folders and not folders and not files
-        if empty and place.parts and _is_named_picture(place.name):
+        if empty and place.parts and is_named_picture(place.name):
             found.append(place.as_posix())
     return sorted(found)
 
@@ -93,7 +93,8 @@ def _identity(folder: Path | str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_named_picture(name: str) -> bool:
+def is_named_picture(name: str) -> bool:
+    """Return whether a name ends as a picture's does."""
     return name.lower().endswith(SUFFIXES)
 
 
