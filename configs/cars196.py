@@ -4,8 +4,9 @@
 
 Classes 1-98 train and 99-196 test, of both official splits, squashed to 256x256. The
 download links are dead: without the archives the command says which go where. A folder
-does as well, if its directories sort in the official order (001 ... 196). Paper: R@1
-28.5 %, R@2 38.1 %, R@4 49.5 %, R@8 62.1 %.
+with a directory for each class, named after it, does as well, or with train/ and test/
+of such: add `--config.data.source=folder --config.data.path=DIR`. Paper: R@1 28.5 %,
+R@2 38.1 %, R@4 49.5 %, R@8 62.1 %.
 """
 
 from configs import cub200

@@ -3,9 +3,10 @@
     python -m eir_jax.main --config=configs/cub200.py --workdir=runs/cub200
 
 Classes 1-100 train and 101-200 test, of both official splits, squashed to 256x256.
-TFDS needs OpenCV once, to prepare them: `pip install opencv-python-headless`. No kNN:
-the test classes are unseen; R@1 is followed while training. Paper: R@1 14.6 %, R@2
-22.1 %, R@4 32.6 %, R@8 44.1 %.
+TFDS needs OpenCV once, to prepare them: `pip install opencv-python-headless`. The
+unpacked archive does as well: add `--config.data.source=folder
+--config.data.path=CUB_200_2011/images`. No kNN: the test classes are unseen; R@1 is
+followed while training. Paper: R@1 14.6 %, R@2 22.1 %, R@4 32.6 %, R@8 44.1 %.
 """
 
 from configs import base

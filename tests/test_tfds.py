@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base
 from eir_jax.config import load_config
@@ -178,6 +179,33 @@ def test_imagenet100_is_the_listed_classes(stored, file_format):
     np.testing.assert_array_equal(load(config).train.images, images[:])
 
 
+@pytest.mark.parametrize("layout", ["{name}", "{part}/{name}"])
+@pytest.mark.parametrize("file", ["cub200.py", "cars196.py"])
+def test_unseen_classes_from_a_folder(tmp_path, file, layout):
+    """A directory for each class, or both official splits of such: the same classes."""
+    config = config_of(file, tmp_path, "--config.data.source=folder")
+    cars = tfds.builder("cars196").info.features["label"].names
+    names = [name.replace("/", "-") for name in cars]
+    if config.name == "caltech_birds2011":
+        names = [f"{n:03}.Bird_{200 - n}" for n in range(1, 201)]
+    for label, name in enumerate(names):
+        for part in ("train", "test"):
+            place = tmp_path / layout.format(part=part, name=name)
+            place.mkdir(parents=True, exist_ok=True)
+            image = Image.new("RGB", (6, 4), (label, 0, 0))
+            image.save(place / f"{part}.png")
+    config.resize = config.image_size = 8
+    dataset = load(config)
+    half = len(names) // 2
+    for split, want in (
+        (dataset.train, range(half)),
+        (dataset.test, range(half, 2 * half)),
+    ):
+        assert sorted(split.images[:, 0, 0, 0]) == [n for n in want for _ in range(2)]
+        seen = {dataset.class_names[label] for label in split.labels}
+        assert seen == {names[n] for n in want}
+
+
 def test_another_side_is_resized_and_said(stored):
     small = data_config("cifar10", stored["array_record"], image_size=16)
     dataset = load(small)
@@ -317,7 +345,11 @@ def no_network(*_, **__):
             "cars196",
             [
                 *("links of cars196 are dead", "cars_train.tgz", "cars_test.tgz"),
-                *("car_devkit.tgz", "cars_test_annos_withlabels.mat", "official one"),
+                *(
+                    "car_devkit.tgz",
+                    "cars_test_annos_withlabels.mat",
+                    "data.source=folder",
+                ),
             ],
         ),
         (

@@ -27,7 +27,7 @@ BY_HAND = {
     "cars196": "the download links of cars196 are dead: put cars_train.tgz, "
     "cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat (TFDS checks "
     "their SHA-256) into {manual}, or give a folder with a directory for each class, "
-    "named so that their order is the official one (001 ... 196): data.source=folder",
+    "named after it: data.source=folder",
     "imagenet2012": "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from "
     "image-net.org, with an account) into {manual}, or give a folder with train/ and "
     "val/, each with a directory for each class: data.source=folder (and "
