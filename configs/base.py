@@ -124,7 +124,7 @@ def get_config() -> ConfigDict:
 
     # Records.
     c.log_every_steps = 50
-    c.eval_every_epochs = 10  # kNN while training; 0: never
+    c.eval_every_epochs = 10  # kNN (R@K of unseen classes) while training; 0: never
     c.checkpoint_every_epochs = 10
     c.keep_checkpoints = 2  # newest ones kept, beside the best; >= 1
     return c

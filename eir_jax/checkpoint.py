@@ -73,6 +73,8 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Meta, knn: float | None) -> None:
         """Save `state` in the background; `knn` (in [0, 1]) ranks it for 'best'.
 
+        R@1 stands for kNN where the test classes are unseen.
+
         Raises:
           UserError: the parameters are not finite (nothing is saved then), or the
             disk refuses.

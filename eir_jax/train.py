@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from eir_jax import sharding
@@ -17,13 +18,20 @@ from eir_jax.checkpoint import Checkpoints, Meta
 from eir_jax.config import save_config
 from eir_jax.data import folder, order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.class_list import take
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.evaluation.protocol import tag
-from eir_jax.evaluation.tasks import knn_protocol, shared_protocol
+from eir_jax.evaluation.retrieval import recall_at_k
+from eir_jax.evaluation.tasks import (
+    knn_protocol,
+    refused_tasks,
+    retrieval_protocol,
+    shared_protocol,
+)
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
@@ -57,7 +65,9 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     dataset = sources.load(config.data)
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
-    validate_sizes(config, num_examples, mesh.size)
+    votes = "knn" not in refused_tasks(dataset)
+    num_voters = len(sources.labelled_rows(dataset, "train")) if votes else 0
+    validate_sizes(config, num_examples, mesh.size, num_voters)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
     num_steps = config.num_epochs * steps_per_epoch
 
@@ -141,17 +151,17 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
             epoch, within = divmod(step, steps_per_epoch)
             last = step == num_steps
             every = config.eval_every_epochs
-            knn = None
+            score = None
             if every and not within and (last or epoch % every == 0):
                 log_pending()
                 evaluation = _evaluate(config, embed, state, dataset, mesh)
-                knn = evaluation.get("knn")
+                score = best_by(evaluation)
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {_words(evaluation)}")
             due = not within and epoch % config.checkpoint_every_epochs == 0
-            if due or last or knn or stopped is not None:
+            if due or last or score is not None or stopped is not None:
                 log_pending()
-                checkpoints.save(state, meta, max_k(knn))
+                checkpoints.save(state, meta, score)
                 logged_at, logged_step = time.monotonic(), step
             if stopped is not None:
                 break
@@ -163,9 +173,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def max_k(knn: dict[str, float] | None) -> float | None:
-    """Return the accuracy that ranks checkpoints: the one of the largest k."""
-    return None if not knn else knn[max(knn, key=int)]
+def best_by(evaluation: dict[str, Any]) -> float | None:
+    """Return what ranks checkpoints: kNN with the largest k, else R@K with the least.
+
+    None where there is neither.
+    """
+    if knn := evaluation.get("knn"):
+        return knn[max(knn, key=int)]
+    return next(iter(evaluation.get("retrieval", {}).values()), None)
 
 
 def _restore_or_create(
@@ -196,8 +211,15 @@ def _restore_or_create(
 
 
 def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
-    """Return `knn` by k, where both splits have labels, and `health` of train."""
-    train, test = dataset.train, dataset.test
+    """Return `knn` by k where the labels allow it, and `health` of train.
+
+    Where kNN has no sense (unseen test classes, train unlabelled), `retrieval` within
+    the test set stands for it. Unlabelled images count for health alone.
+    """
+    refused = refused_tasks(dataset)
+    voters = None if "knn" in refused else sources.labelled(dataset, "train")
+    few = np.arange(min(len(dataset.train.images), health.MAX_ROWS))
+    train = voters or take(dataset.train, few)
     gallery = embed(state, train.images).embedding
     rows = jnp.asarray(gallery[: health.MAX_ROWS])
     std = float(health.embedding_std(rows))
@@ -210,19 +232,28 @@ def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
     }
     if std < health.COLLAPSED_STD:
         found["warning"] = health.collapse_warning(std)
-    if test is not None and train.labels is not None and test.labels is not None:
+    if "retrieval" in refused and not voters:
+        return found
+    test = sources.labelled(dataset, "test")
+    query = embed(state, test.images).embedding
+    if voters:
         accuracy = knn_accuracy(
-            embed(state, test.images).embedding,
+            query,
             test.labels,
             gallery,
-            train.labels,
+            voters.labels,
             k=config.knn.k,
             temperature=config.knn.temperature,
             mesh=mesh,
         )
         found["knn"] = {str(k): value for k, value in accuracy.items()}
-        shared = shared_protocol(dataset, config)
-        found["protocol"] = tag(knn_protocol(config), shared)["hash"]
+        protocol = knn_protocol(config)
+    else:
+        k = [k for k in config.retrieval.k if k < len(query)]
+        recall = recall_at_k(query, test.labels, k=k, mesh=mesh)
+        found["retrieval"] = {f"R@{k}": value for k, value in recall.items()}
+        protocol = retrieval_protocol(config)
+    found["protocol"] = tag(protocol, shared_protocol(dataset, config))["hash"]
     return found
 
 
@@ -274,6 +305,9 @@ def _words(evaluation: dict[str, Any]) -> str:
     if "knn" in evaluation:
         knn = evaluation["knn"].items()
         parts = ["kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn), *parts]
+    if "retrieval" in evaluation:
+        recall = evaluation["retrieval"].items()
+        parts = [", ".join(f"{name} {value:.1%}" for name, value in recall), *parts]
     if "warning" in evaluation:
         parts.append(f"WARNING: {evaluation['warning']}")
     return "; ".join(parts)
