@@ -35,6 +35,7 @@ from eir_jax.evaluation.tasks import (
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.startup import Startup
 from eir_jax.train_state import (
     TrainState,
     abstract_train_state,
@@ -47,20 +48,24 @@ from eir_jax.workdir import check_settings, own
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, startup: Startup | None = None
+) -> int:
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
-    Returns the exit status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    `startup` has been counting; it is told at the first step. Returns the exit status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
     with own(workdir):
-        return _train_and_evaluate(config, workdir)
+        return _train_and_evaluate(config, workdir, startup)
 
 
-def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+def _train_and_evaluate(
+    config: ConfigDict, workdir: Path, startup: Startup | None
+) -> int:
     check_settings(config, workdir)
     dataset = sources.load(config.data)
     num_examples = len(dataset.train.images)
@@ -139,6 +144,9 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         on_device = sharding.put_batches(batches, mesh)
         for step, batch in enumerate(on_device, start_step + 1):
             state, metrics = train_step(state, batch | resident)
+            if startup and step == start_step + 1:
+                jax.block_until_ready(metrics)
+                progress.say(startup.words())
             # The step before is done or nearly so: fetching it stalls nothing.
             if pending and pending[-1][0] % config.log_every_steps == 0:
                 log_pending()

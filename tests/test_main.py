@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from test_checkpoint import overwrite
 
-pytest.importorskip("tensorflow", reason="the tf.data pipeline needs TensorFlow")
-
 ROOT = Path(__file__).parent.parent
 QUICK = [
     "--config.num_epochs=2",

@@ -14,7 +14,6 @@ from eir_jax.evaluation.restore import restore_run
 from eir_jax.evaluation.tasks import refused_tasks
 from eir_jax.train import best_by, train_and_evaluate
 
-pytest.importorskip("tensorflow", reason="the tf.data pipeline needs TensorFlow")
 UNLABELLED = {"train": 30, "test": 5}
 
 
