@@ -25,4 +25,5 @@ class Startup:
     def words(self) -> str:
         """Say how long it took until now."""
         whole = time.monotonic() - self._began
-        return f"first step after {whole:.1f} s, {self._compiling:.1f} s of it compiling"
+        compiling = f"{self._compiling:.1f} s of it compiling"
+        return f"first step after {whole:.1f} s, {compiling}"

@@ -53,7 +53,8 @@ def train_and_evaluate(
 ) -> int:
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
-    `startup` has been counting; it is told at the first step. Returns the exit status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    `startup`, which has been counting, is told of the first step. Returns the exit
+    status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.

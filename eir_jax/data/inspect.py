@@ -136,7 +136,6 @@ def draw_views(dataset: "Dataset", config: "ConfigDict", path: Path) -> None:
     Raises:
       UserError: the pipeline's library is absent, or the picture cannot be written.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     from eir_jax.figures import write_png
