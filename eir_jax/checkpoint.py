@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from eir_jax.errors import UserError
+from eir_jax.errors import UserError, first_line
 from eir_jax.train_state import TrainState
 
 Meta = dict[str, Any]
@@ -93,13 +93,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
         metrics = None if knn is None else {"knn": knn}
-        try:
+        with _disk_errors(step):
             self._manager.save(step, args=args, metrics=metrics)
-        except OSError as error:
-            raise UserError(
-                f"checkpoint {step} cannot be written: {error}; the older ones are "
-                "untouched; make room and start again on the same workdir"
-            ) from error
 
     def wait(self) -> None:
         """Wait until the last save is on disk.
@@ -107,17 +102,17 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
-        try:
+        with _disk_errors():
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise UserError(
-                f"the last checkpoint cannot be written: {error}; the older ones are "
-                "untouched; make room and start again on the same workdir"
-            ) from error
 
     def close(self) -> None:
-        """Wait for the last save and free what Orbax holds."""
-        self._manager.close()
+        """Wait for the last save and free what Orbax holds.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with _disk_errors():
+            self._manager.close()
 
     def read_meta(self, step: int) -> Meta:
         """Return what was noted beside the state.
@@ -190,6 +185,19 @@ class Checkpoints:
                 shutil.move(self.directory / str(step), target)
                 _warn(f"damaged checkpoint {step} is now in {target}")
         self._manager.reload()
+
+
+@contextmanager
+def _disk_errors(step: int | None = None) -> Iterator[None]:
+    """Say in one line what keeps Orbax and TensorStore from writing."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        name = "the last checkpoint" if step is None else f"checkpoint {step}"
+        raise UserError(
+            f"{name} cannot be written: {first_line(error)}; the older ones are "
+            "untouched; make room and start again on the same workdir"
+        ) from error
 
 
 @contextmanager

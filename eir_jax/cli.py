@@ -1,6 +1,7 @@
 """What the command lines share: settings from the flags, errors as one line."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from eir_jax.errors import UserError
 
 EXIT_BAD_INPUT = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -25,6 +27,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except BrokenPipeError:  # `| head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(_fail(f"{error}; make room and start again: what was saved is kept"))
     sys.exit(status or 0)
 
 
@@ -48,7 +54,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
 
 
 def _fail(message: str) -> int:
