@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from eir_jax import sharding
 from eir_jax.models.encoder import l2_normalize
-from eir_jax.relations import NO_SCORE, other_rows
+from eir_jax.relations import NO_SCORE, computed_in_float32, other_rows
 
 Form = Literal["auto", "dense", "streamed"]
 
@@ -67,14 +67,23 @@ def create_memory_bank(
     its number alone.
     """
 
-    def create(axis):
-        share = rows // (1 if axis is None else jax.lax.axis_size(axis))
-        numbers = sharding.first_row(axis, share) + jax.lax.iota(jnp.int32, share)
-        return jax.lax.map(row, numbers, batch_size=min(share, CREATED_AT_ONCE))
-
     def row(number):
         value = jax.random.normal(jax.random.fold_in(key, number), (embedding_dim,))
         return jnp.where(number < num_examples, l2_normalize(value), 0).astype(dtype)
+
+    def create(axis):
+        share = rows // (1 if axis is None else jax.lax.axis_size(axis))
+        block = min(share, CREATED_AT_ONCE)
+        first = sharding.first_row(axis, share)
+
+        def fill(i, bank):
+            start = jnp.minimum(i * block, share - block)  # some rows are made again
+            numbers = first + start + jax.lax.iota(jnp.int32, block)
+            made = jax.vmap(row)(numbers)
+            return jax.lax.dynamic_update_slice_in_dim(bank, made, start, 0)
+
+        bank = jnp.zeros((share, embedding_dim), dtype)
+        return jax.lax.fori_loop(0, -(-share // block), fill, bank)
 
     return sharding.map_rows(create, mesh, in_specs=(), out_specs=P("data"))()
 
@@ -109,8 +118,8 @@ def update_memory_bank(
 
     Args:
       memory_bank: the rows before the step; each device writes its own.
-      index: the instances of the batch. Where one is repeated, its last place in the
-        batch counts, on every kind of device.
+      index: the instances of the batch; -1 writes nothing. Where one is repeated, its
+        last place in the batch counts, on every kind of device.
       embedding: view 1, before the optimiser's step; no gradient passes.
       momentum: m, in [0, 1).
       mesh: over which the rows are split; None: one device.
@@ -125,7 +134,7 @@ def update_memory_bank(
         rows = l2_normalize((1 - momentum) * embedding + momentum * before)
         # Dropped: a place past the end. (-1 would be the last row.)
         target = jnp.where(here & last, local, len(share))
-        return share.at[target].set(rows.astype(share.dtype), mode="drop")
+        return _write_rows(share, target, rows.astype(share.dtype))
 
     specs = (P("data"), P(), P(), P())
     return sharding.map_rows(write, mesh, in_specs=specs, out_specs=P("data"))(
@@ -138,6 +147,13 @@ def _find(axis: str | None, share: Array, index: Array) -> tuple[Array, Array]:
     local = index - sharding.first_row(axis, len(share))
     here = (local >= 0) & (local < len(share))
     return jnp.where(here, local, 0), here
+
+
+def _write_rows(share: Array, target: Array, rows: Array) -> Array:
+    if not computed_in_float32(share):
+        return share.at[target].set(rows, mode="drop")
+    bits, rows = share.view(jnp.uint16), rows.view(jnp.uint16)  # these it writes as is
+    return bits.at[target].set(rows, mode="drop").view(share.dtype)
 
 
 def streams(form: Form, memory_bank: Array, mesh: Mesh | None) -> bool:

@@ -149,14 +149,11 @@ def _stream(
     def add_block(i, sums: _Sums) -> _Sums:
         # The last block begins early where the rows are ragged: some come again.
         start = jnp.minimum(i * block_rows, rows - block_rows)
-        block = jax.lax.dynamic_slice_in_dim(memory_bank, start, block_rows)
+        block = _take_block(memory_bank, start, block_rows, query.dtype)
         place = start + jax.lax.iota(jnp.int32, block_rows)
         fresh = (place >= i * block_rows) & (first + place < num_examples)
         other = (first + place)[None, None] != excluded[..., None]
-        return _add(
-            sums, block.astype(query.dtype), query, fresh[None] & other.all(1),
-            threshold, moving,
-        )  # fmt: skip
+        return _add(sums, block, query, fresh[None] & other.all(1), threshold, moving)
 
     zeros = functools.partial(jnp.zeros, dtype=query.dtype)
     return jax.lax.fori_loop(
@@ -203,6 +200,25 @@ def _add(
         sloped=sums.sloped * shrink[places][..., None] + summed[views:],
         ahead=sums.ahead + jnp.sum(score[0] > threshold[:, None], axis=-1),
     )
+
+
+def computed_in_float32(rows: Array) -> bool:
+    """Return whether XLA computes the rows' type in float32: bfloat16 on a CPU.
+
+    It then converts whole arrays where a few rows are meant.
+    """
+    return rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
+def _take_block(rows: Array, start: Array, count: int, dtype) -> Array:
+    def take():
+        return jax.lax.dynamic_slice_in_dim(rows, start, count).astype(dtype)
+
+    if not computed_in_float32(rows):
+        return take()
+    # XLA would convert all rows before the loop; but it moves nothing out of a branch.
+    nothing = jnp.zeros((count, rows.shape[1]), dtype)
+    return jax.lax.cond(start >= 0, take, lambda: nothing)
 
 
 def _combine(axis: str | None, sums: _Sums, moving: tuple[int, ...]) -> _Sums:

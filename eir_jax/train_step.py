@@ -78,8 +78,11 @@ def make_train_step(
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         index = jax.lax.with_sharding_constraint(batch["index"], everywhere)
         before = read_rows(state.memory_bank, index, mesh)
+        # A loss that is not finite writes no row. And, as writing waits for the loss,
+        # all that reads the old rows is done: XLA need not copy the bank to keep them.
+        written = jnp.where(jnp.isfinite(loss), index, -1)
         bank = update_memory_bank(
-            state.memory_bank, index, view1, config.bank_momentum, mesh
+            state.memory_bank, written, view1, config.bank_momentum, mesh
         )
         drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()
         new_state = state.replace(
