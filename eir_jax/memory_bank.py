@@ -198,7 +198,7 @@ def log_probability(
         jax.lax.stop_gradient(memory_bank), query[None], None, excluded, own,
         num_examples, (), mesh,
     )  # fmt: skip
-    return jax.nn.log_sigmoid(own - others.log_sum[0])
+    return _log_share(own, others.log_sum[0])
 
 
 def relate_view(
@@ -279,7 +279,7 @@ def _relate_dense(
     log_p = jax.nn.log_softmax(cosine1 / temperature)
     log_q = jax.nn.log_softmax(cosine2 / temperature)
     own_p, own_q = _own(log_p, index), _own(log_q, index)
-    ahead = jnp.sum(log_p > own_p[:, None], axis=1, dtype=jnp.float32)
+    ahead = jnp.sum(cosine1 > _own(cosine1, index)[:, None], axis=1, dtype=jnp.float32)
     watched = (_entropy(log_p), _entropy(log_q), 1 + ahead)
     if divergence_temperature != temperature:
         log_p = jax.nn.log_softmax(cosine1 / divergence_temperature)
@@ -314,7 +314,7 @@ def _relate_streamed(
         others = other_rows(
             bank, query, direction, index[:, None], own[0], num_examples, moving, mesh
         )
-        log_own = jax.nn.log_sigmoid(own - others.log_sum)
+        log_own = _log_share(own, others.log_sum)
         return own, jnp.sum(direction * own_rows, axis=1), others, log_own
 
     moving = (() if stop_gradient else (0,)) + ((1,) if symmetric else ())
@@ -334,6 +334,16 @@ def _relate_streamed(
     if symmetric:
         divergence = (divergence + (log_own[1] - log_own[0] - gap[1])) / 2
     return Relations(log_p, log_q, divergence, *watched)
+
+
+def _log_share(own: Array, log_sum: Array) -> Array:
+    """Return log(e^own / (e^own + e^log_sum)), its gradient accurate to rounding.
+
+    That of `jax.nn.log_sigmoid` is off by the value's rounding, 1e-6 at -10: too much
+    where the terms of a small divergence cancel.
+    """
+    ahead = own - log_sum
+    return jnp.minimum(ahead, 0) - jnp.log1p(jnp.exp(-jnp.abs(ahead)))
 
 
 def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batch"]:

@@ -198,7 +198,7 @@ def _add(
         total=sums.total * shrink + weight.sum(axis=-1),
         rows=sums.rows * shrink[..., None] + summed[:views],
         sloped=sums.sloped * shrink[places][..., None] + summed[views:],
-        ahead=sums.ahead + jnp.sum(score[0] > threshold[:, None], axis=-1),
+        ahead=sums.ahead + jnp.sum(score[0] > threshold[:, None], 1, dtype=jnp.int32),
     )
 
 
