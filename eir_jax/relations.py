@@ -66,7 +66,7 @@ def other_rows(
     num_examples: int,
     moving: tuple[int, ...] = (),
     mesh: Mesh | None = None,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = 0,
 ) -> OtherRows:
     """Stream the softmax of each query's scores u . m_j over the rows.
 
@@ -85,7 +85,7 @@ def other_rows(
       moving: the views in which the slope's dependence on p is differentiated; in
         others p counts as fixed there.
       mesh: devices along the axis 'data'; None: one device.
-      block_rows: rows scored at once on each device.
+      block_rows: rows scored at once on each device; 0: 2,048.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, (), mesh,
@@ -98,7 +98,10 @@ def _forward(
     block_rows,
 ):  # fmt: skip
     stream = functools.partial(
-        _stream, num_examples=num_examples, moving=moving, block_rows=block_rows
+        _stream,
+        num_examples=num_examples,
+        moving=moving,
+        block_rows=block_rows or BLOCK_ROWS,
     )
     sums: _Sums = sharding.map_rows(
         lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
