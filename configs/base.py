@@ -36,6 +36,11 @@ def get_config() -> ConfigDict:
 
     # Memory bank, section 3.1: row <- l2((1 - m) * embedding + m * row).
     c.bank_momentum = 0.5  # m; in [0, 1)
+    c.bank = ConfigDict()
+    # How the softmax over all N rows is computed, with the same numbers: 'dense' holds
+    # [batch, N] arrays, 'streamed' a block of rows at a time; 'auto': the faster one.
+    c.bank.form = "auto"
+    c.bank.dtype = "float32"  # rows are stored in: 'float32' or 'bfloat16'
 
     # Encoder f_theta.
     c.model = ConfigDict()

@@ -219,12 +219,14 @@ def _warn(message: str) -> None:
 def _checksums(state: TrainState) -> tuple[Any, jax.Array]:
     """Return a checksum of each leaf, and whether all are finite.
 
-    Each is a sum of the array's 32-bit words, weighted by place, modulo 2^32: it does
-    not depend on how the array is split over devices, nor on zero rows at its end.
+    Each is a sum of the array's words (16 bits of bfloat16, else 32), weighted by
+    place, modulo 2^32: it does not depend on how the array is split over devices, nor
+    on zero rows at its end.
     """
 
     def checksum(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        word = jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32
+        words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32).reshape(-1)
         place = jax.lax.iota(jnp.uint32, len(words))
         return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 

@@ -16,6 +16,8 @@ CHOICES = {
     "model.stem": ("small", "imagenet"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
+    "bank.form": ("auto", "dense", "streamed"),
+    "bank.dtype": ("float32", "bfloat16"),
     "data.source": ("digits", "arrays", "tfds", "folder"),
     "data.fit": ("crop", "squash"),
     "data.keep": ("pixels", "encoded"),

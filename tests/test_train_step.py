@@ -43,9 +43,13 @@ VARIANTS = pytest.mark.parametrize(
     [
         {},
         {"batch_norm.groups": 2, "batch_norm.sharing": "all"},
-        {"inter.negatives": "bank", "intra.symmetric": True},
+        {
+            "inter.negatives": "bank",
+            "intra.symmetric": True,
+            "bank.form": "streamed",
+        },
     ],
-    ids=["paper", "groups", "bank negatives"],
+    ids=["paper", "groups", "streamed bank negatives"],
 )
 
 
@@ -159,6 +163,15 @@ def test_bank_is_split_by_rows():
     assert state.memory_bank.sharding.shard_shape(state.memory_bank.shape) == (64, 16)
     state, _ = run.compiled(state)(state, run.put(0))
     assert state.memory_bank.sharding.shard_shape(state.memory_bank.shape) == (64, 16)
+
+
+def test_a_loss_that_is_not_finite_writes_no_row(run):
+    state, batch = run.create(), run.put(0)
+    before = np.array(state.memory_bank)
+    batch["view2"] = jnp.full_like(batch["view2"], jnp.nan)
+    state, metrics = run.compiled(state)(state, batch)
+    assert not np.isfinite(metrics["loss"])
+    np.testing.assert_array_equal(state.memory_bank, before)
 
 
 def test_learning_rate_follows_the_schedule(run):
