@@ -125,16 +125,17 @@ def _forward(
     places = jnp.array(moving, jnp.int32)
     turn = sums.sloped / total[places][..., None]  # d slope / du, less the mean's part
     turn = turn - slope[places][..., None] * mean_row[places]
-    return found, (mean_row, turn, direction is None)
+    return found, (mean_row, turn, direction)
 
 
 def _backward(num_examples, moving, mesh, block_rows, residuals, cotangent: OtherRows):
-    mean_row, turn, no_direction = residuals
+    mean_row, turn, direction = residuals
     query = cotangent.log_sum[..., None] * mean_row
     for place, view in enumerate(moving):
         query = query.at[view].add(cotangent.slope[view][:, None] * turn[place])
-    direction = jnp.sum(cotangent.slope[..., None] * mean_row, axis=0)
-    return None, query, None if no_direction else direction, None, None
+    if direction is not None:
+        direction = jnp.sum(cotangent.slope[..., None] * mean_row, axis=0)
+    return None, query, direction, None, None
 
 
 other_rows.defvjp(_forward, _backward)

@@ -17,6 +17,7 @@ from eir_jax.errors import UserError
 FREE_KEYS = (
     "num_epochs",
     "data.path",
+    "bank.form",
     "data.expected",
     "data.placement",
     "knn.",
