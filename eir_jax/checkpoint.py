@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from eir_jax import processes
 from eir_jax.errors import UserError
 from eir_jax.train_state import TrainState
 
@@ -146,12 +147,15 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract, strict=False)
         )
+        reason = ""
         try:
             with _unraisable_silenced():
                 state = self._manager.restore(step, args=args).state
         except Exception as error:  # Orbax and TensorStore raise many types
             reason = str(error).splitlines()[0][:200]
-            raise DamagedCheckpoint(f"Orbax cannot read it: {reason}") from None
+        # Each process reads its own part: where one cannot, none goes on.
+        if reason := next(filter(None, processes.exchange(reason)), ""):
+            raise DamagedCheckpoint(f"Orbax cannot read it: {reason}")
         checksums, _ = jax.device_get(_checksums(state))
         for name, value in _named(checksums).items():
             if meta["checksums"].get(name) != value:
@@ -179,7 +183,7 @@ class Checkpoints:
 
     def set_aside(self, after: int) -> None:
         """Move checkpoints newer than `after` (damaged, all) out of the way."""
-        for step in self.steps:
+        for step in self.steps if processes.is_main() else ():
             if step > after:
                 target = self.directory.parent / "damaged" / str(step)
                 target.parent.mkdir(exist_ok=True)
@@ -187,6 +191,7 @@ class Checkpoints:
                     shutil.rmtree(target)
                 shutil.move(self.directory / str(step), target)
                 _warn(f"damaged checkpoint {step} is now in {target}")
+        processes.exchange()  # none looks before they are moved
         self._manager.reload()
 
 
@@ -202,7 +207,8 @@ def _unraisable_silenced() -> Iterator[None]:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if processes.is_main():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @jax.jit

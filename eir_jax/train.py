@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from eir_jax import sharding
+from eir_jax import processes, sharding
 from eir_jax.checkpoint import Checkpoints, Meta
-from eir_jax.config import save_config
+from eir_jax.config import flatten, save_config
 from eir_jax.data import folder, order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
@@ -48,13 +48,17 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
+    processes.check_equal("the settings", str(flatten(config)))
     with own(workdir):
+        processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir)
 
 
 def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     check_settings(config, workdir)
-    dataset = sources.load(config.data)
+    with processes.first_alone(config.data.source == "tfds"):  # one downloads
+        dataset = sources.load(config.data)
+    processes.check_equal("the training images", dataset.train_hash)
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
     validate_sizes(config, num_examples, mesh.size)
@@ -70,7 +74,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         "config": config.to_dict(),
     }
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
-    folder.record(dataset, workdir, resumes=bool(checkpoints.steps))
+    if processes.is_main():
+        folder.record(dataset, workdir, resumes=bool(checkpoints.steps))
     state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
     start_step = int(state.step)
     views_of, resident = None, {}
@@ -84,7 +89,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         views_of,
     )
     embed = make_embed(config, encoder, mesh)
-    save_config(config, workdir / "config.json")
+    if processes.is_main():
+        save_config(config, workdir / "config.json")
 
     print(_summary(config, dataset, state, mesh, num_steps))
     for note in dataset.notes:
@@ -119,7 +125,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         pending.clear()
 
     stopped = None
-    batches = make_train_batches(dataset.train.images, config, start_step, num_steps)
+    rows = sharding.process_rows(config.batch_size, mesh)
+    batches = make_train_batches(
+        dataset.train.images, config, start_step, num_steps, rows
+    )
     with (
         closing(writer),
         closing(progress),
@@ -134,7 +143,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
                 log_pending()
             pending.append((step, metrics))
             progress.update(step)
-            stopped = requests[0] if requests else None
+            stopped = processes.agreed_stop(requests, step)
             if step % steps_per_epoch and step != num_steps and stopped is None:
                 continue
 
@@ -245,14 +254,19 @@ def _check_finite(metrics, step: int, steps_per_epoch: int, checkpoints) -> None
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills."""
+    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills.
+
+    Among several processes SIGTERM is JAX's, which has all end after the same step.
+    """
     requests: list[int] = []
 
     def note(number, frame):
         requests.append(number)
         signal.signal(number, signal.SIG_DFL)
+        processes.request_stop()
 
-    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    ours = EXIT_CODES if processes.count() == 1 else (signal.SIGINT,)
+    before = {number: signal.signal(number, note) for number in ours}
     try:
         yield requests
     finally:
@@ -283,11 +297,13 @@ def _summary(config, dataset, state, mesh, num_steps: int) -> str:
     size = config.data.image_size
     test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = f"{mesh.size} {jax.devices()[0].platform} device"
+    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    if processes.count() > 1:
+        devices += f" of {processes.count()} processes"
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}{'s' * (mesh.size > 1)}; {config.num_epochs} epochs, "
+        f"{devices}; {config.num_epochs} epochs, "
         f"{num_steps:,} steps of {config.batch_size}"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from eir_jax import sharding
 from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.sources import Dataset, Split, existing, labelled
 from eir_jax.errors import UserError
@@ -75,7 +76,7 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     """
     config, mesh = subject.run.config, subject.run.mesh
     train, train_labels, test, test_labels = _labelled_pair(subject)
-    bank = np.asarray(subject.run.state.memory_bank[: len(train.embedding)])
+    bank = sharding.fetch(subject.run.state.memory_bank)[: len(train.embedding)]
     k = check_neighbours(config.knn.k)
     parts: dict[str, Any] = {}
     searches = (
