@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from eir_jax import processes
 from eir_jax.errors import UserError, first_line
 from eir_jax.train_state import TrainState
 
@@ -123,7 +124,7 @@ class Checkpoints:
         try:
             text = (self.directory / str(step) / "meta" / "metadata").read_text()
             meta = json.loads(text)
-            meta["checksums"], meta["num_examples"]
+            meta["checksums"], meta["num_examples"], meta["skipped"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"its notes cannot be read ({error})") from error
         return meta
@@ -143,12 +144,15 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract, strict=False)
         )
+        reason = ""
         try:
             with _unraisable_silenced():
                 state = self._manager.restore(step, args=args).state
         except Exception as error:  # Orbax and TensorStore raise many types
             reason = str(error).splitlines()[0][:200]
-            raise DamagedCheckpoint(f"Orbax cannot read it: {reason}") from None
+        # Each process reads its own part: where one cannot, none goes on.
+        if reason := next(filter(None, processes.exchange(reason)), ""):
+            raise DamagedCheckpoint(f"Orbax cannot read it: {reason}")
         checksums, _ = jax.device_get(_checksums(state))
         for name, value in _named(checksums).items():
             if meta["checksums"].get(name) != value:
@@ -176,7 +180,7 @@ class Checkpoints:
 
     def set_aside(self, after: int) -> None:
         """Move checkpoints newer than `after` (damaged, all) out of the way."""
-        for step in self.steps:
+        for step in self.steps if processes.is_main() else ():
             if step > after:
                 target = self.directory.parent / "damaged" / str(step)
                 target.parent.mkdir(exist_ok=True)
@@ -184,6 +188,7 @@ class Checkpoints:
                     shutil.rmtree(target)
                 shutil.move(self.directory / str(step), target)
                 _warn(f"damaged checkpoint {step} is now in {target}")
+        processes.exchange()  # none looks before they are moved
         self._manager.reload()
 
 
@@ -212,7 +217,8 @@ def _unraisable_silenced() -> Iterator[None]:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if processes.is_main():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from eir_jax import processes
 from eir_jax.errors import UserError
 
 EXIT_BAD_INPUT = 2
@@ -16,21 +17,27 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line and exit with its status (default 0).
 
-    UserError becomes one line on stderr and status 2.
+    UserError becomes one line on stderr and status 2. One of several processes takes
+    the others with it, however it ends.
     """
     quiet_libraries()
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
+        processes.finish()
     except UserError as error:
+        processes.fail(str(error), EXIT_BAD_INPUT)
         sys.exit(_fail(str(error)))
     except BrokenPipeError:  # `| head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        processes.fail("nobody reads what is printed", 1)
         status = 1
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        sys.exit(_fail(f"{error}; make room and start again: what was saved is kept"))
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"{error}; make room and start again: what was saved is kept"
+            sys.exit(_fail(message))
+        processes.fail_by(error)
+        raise
     sys.exit(status or 0)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from eir_jax import cli
+from eir_jax import cli, processes
 from eir_jax.data.pictures import (
     SUFFIXES,
     BrokenPicture,
@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data_path", help="where the run's own data lies now, for --split"
     )
+    processes.add_flags(parser)
     args = parser.parse_args(argv)
     if args.images is None and args.split is None:
         parser.error("give --images=DIR, --images=FILE.npz or --split=train or test")
@@ -93,6 +94,7 @@ def main(argv: list[str]) -> int:
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
+    processes.start(args)
     with written_whole(args.out) as write:  # refuses before the work, not after
         from eir_jax.evaluation.restore import restore_run
 
@@ -339,9 +341,14 @@ def opened_npz(file: Path) -> Iterator[Any]:
 def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
     """Give a function that writes embeddings to a file, whole or not at all.
 
+    Of several processes the first one writes.
+
     Raises:
       UserError: it cannot be written; at once, before there is anything to write.
     """
+    if not processes.is_main():
+        yield lambda found: None
+        return
     if file.is_dir():
         raise UserError(f"{file} is a folder; give the name of a file (--out)")
     part = file.with_name(f".{file.name}.{os.getpid()}.part")

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from eir_jax import cli
+from eir_jax import cli, processes
 from eir_jax.errors import UserError
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
@@ -55,7 +55,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data_path", help="where the data lies now, if not where training read it"
     )
+    processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
+    processes.start(args)
     tasks = tuple(task for task in args.tasks.split(",") if task)
     for task in tasks:
         if task not in TASKS:
@@ -129,26 +131,26 @@ def evaluate(
         other = evaluate(compare, tasks=tasks, data_path=data_path, overrides=overrides)
         other["label"] = str(compare)
     pictures = {}
+    target = processes.output(workdir)
     if "figures" in tasks:
-        pictures = draw(workdir, subject, compare)
-    write_json(record, workdir / "eval" / f"step_{record['step']}.json")
+        pictures = draw(workdir, target / "figures", subject, compare)
+    write_json(record, target / "eval" / f"step_{record['step']}.json")
     write_report(
         record,
         flatten(run.config),
         pictures,
-        workdir / "report.html",
+        target / "report.html",
         paper=run.config.paper.to_dict() or None,
         compare=other,
     )
     return record
 
 
-def draw(workdir: Path, subject, compare: Path | None) -> dict[str, Path]:
-    """Draw the pictures of a run into `figures/`; return {title: file}."""
+def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str, Path]:
+    """Draw the pictures of a run into `folder`; return {title: file}."""
     from eir_jax import curves, figures
     from eir_jax.evaluation.restore import restore_run
 
-    folder = workdir / "figures"
     test, names = subject.test, subject.dataset.class_names
     mesh = subject.run.mesh
     pictures = {"Nearest neighbours in the test set": folder / "neighbours.png"}

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from eir_jax import cli
+from eir_jax import cli, processes
 
 DESCRIPTION = """\
 Learn an embedding of images without labels (EIR). Started again on the same workdir,
@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--workdir", required=True, type=Path, help="folder for all the run writes"
     )
+    processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
+    processes.start(args, stops_after_a_step=True)
     from eir_jax.config import load_config  # imports after --help has had its say
 
     config = load_config(args.config, overrides)

@@ -19,11 +19,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from eir_jax import processes
+
 SECONDS_BETWEEN_LINES = 10
 
 
 class MetricsWriter:
     """Write each record to `metrics.jsonl` and as TensorBoard scalars.
+
+    Of several processes the first one writes.
 
     Args:
       workdir: an existing folder.
@@ -32,6 +36,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, step: int):
+        self._writes = processes.is_main()
+        if not self._writes:
+            return
         path = workdir / "metrics.jsonl"
         if path.exists():
             keep = [line for line in path.read_text().splitlines() if _kept(line, step)]
@@ -46,6 +53,8 @@ class MetricsWriter:
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append {"step": step, **record}; nested records become 'a/b' scalars."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **record}) + "\n")
         values = [
             Summary.Value(tag=tag, simple_value=value)
@@ -57,6 +66,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush everything."""
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 

@@ -10,15 +10,31 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh(devices: list | None = None) -> Mesh:
-    """Return a one-axis mesh, 'data', over `devices` (default: all)."""
+    """Return a one-axis mesh, 'data', over `devices` (default: all).
+
+    The devices of a process stand together, so that its rows do.
+    """
     devices = devices or jax.devices()
-    return jax.make_mesh(
-        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-    )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+def process_rows(rows: int, mesh: Mesh) -> slice:
+    """Return which of `rows`, split over the mesh, lie on this process's devices.
+
+    Args:
+      rows: a multiple of the mesh's devices.
+      mesh: as `make_mesh` returns it.
+    """
+    here = jax.process_index()
+    own = [n for n, device in enumerate(mesh.devices) if device.process_index == here]
+    each = rows // mesh.size
+    return slice(own[0] * each, (own[-1] + 1) * each)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -53,8 +69,24 @@ def first_row(axis: str | None, rows: int) -> jax.Array | int:
     return 0 if axis is None else jax.lax.axis_index(axis) * rows
 
 
+def put_everywhere(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Send an array, the same in each process, whole to every device."""
+    return jax.make_array_from_callback(
+        value.shape, replicated(mesh), lambda part: value[part]
+    )
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """Return an array whole, wherever its parts lie; all processes must call it."""
+    whole: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
+    return whole
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Send a batch to the devices, split by instance."""
+    """Send a batch to the devices, split by instance.
+
+    Each process gives its own part, `process_rows`.
+    """
     sharding = split_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)

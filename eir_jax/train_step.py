@@ -41,8 +41,8 @@ def make_train_step(
     `ratio` [batch] in [0, 1]. Metrics are the scalars `loss`, `loss_instance`,
     `loss_intra`, `loss_inter` (those in use), `learning_rate`, and the label-free
     health of the batch: `embedding_std`, `bank_drift` (mean of 1 - cosine of a row with
-    what replaces it) and, where both views are encoded, `alignment`, `positive_rank`,
-    `entropy_p`, `entropy_q`.
+    what replaces it), `gradient_norm` and, where both views are encoded, `alignment`,
+    `positive_rank`, `entropy_p`, `entropy_q`.
     """
     slots = ("view1", "view2", "mixed")
     everywhere = sharding.replicated(mesh)
@@ -96,6 +96,7 @@ def make_train_step(
             "loss": loss,
             **terms,
             "bank_drift": drift,
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
         }
 

@@ -28,7 +28,7 @@ CHOICES = {
 RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
-        "seed eval_every_epochs data.resize",
+        "seed eval_every_epochs data.resize skip_not_finite",
     ),
     "at least 1": (
         lambda x: x >= 1,

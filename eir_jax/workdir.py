@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from eir_jax import processes
 from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
 
@@ -29,6 +30,7 @@ FREE_KEYS = (
     "eval_every_epochs",
     "checkpoint_every_epochs",
     "keep_checkpoints",
+    "skip_not_finite",
 )
 
 
@@ -36,7 +38,8 @@ FREE_KEYS = (
 def own(workdir: Path) -> Iterator[None]:
     """Make `workdir` if need be, and hold it as the only run that writes there.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's: it ends with the process, however that ends. Of several
+    processes the first one holds it.
 
     Raises:
       UserError: it cannot be written, or another run holds it.
@@ -47,6 +50,9 @@ def own(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error}") from None
     with lock:
+        if not processes.is_main():
+            yield
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -100,6 +100,7 @@ def test_workdir_holds_what_is_promised(trained):
     assert steps[0].keys() == {
         *("step", "epoch", "loss", "loss_instance", "loss_intra", "loss_inter"),
         *("learning_rate", "images_per_second", "embedding_std", "bank_drift"),
+        "gradient_norm",
         *("alignment", "positive_rank", "entropy_p", "entropy_q"),
     }
     for r in steps:

@@ -204,7 +204,7 @@ def test_terms_left_out_are_not_computed(changes, names):
     if names == {"loss_instance"}:
         del batch["view2"]
     _, metrics = jax.eval_shape(run.pure_step, run.create(), batch)
-    health = {"embedding_std", "bank_drift"}
+    health = {"embedding_std", "bank_drift", "gradient_norm"}
     if "view2" in batch:
         health |= {"alignment", "positive_rank", "entropy_p", "entropy_q"}
     assert metrics.keys() == names | health | {"loss", "learning_rate"}

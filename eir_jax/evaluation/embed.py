@@ -48,11 +48,13 @@ def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
 
     `images` is uint8 [n, size, size, 3], any n, or float32: then normalised already.
     The batches (of `config.evaluation_batch_size`, the last one padded) are split over
-    the devices; the result is NumPy arrays. `progress` is called with the number of
+    the devices of all processes, each of which reads its own images alone; the result
+    is NumPy arrays, in each process all of it. `progress` is called with the number of
     images done so far; `pooled_map` as in the encoder.
     """
     batch_size = -(-config.evaluation_batch_size // mesh.size) * mesh.size
-    everywhere, split = sharding.replicated(mesh), sharding.split_rows(mesh)
+    everywhere = sharding.replicated(mesh)
+    own_rows = np.arange(batch_size)[sharding.process_rows(batch_size, mesh)]
 
     @functools.partial(jax.jit, static_argnames="pooled_map")
     def embed_batch(params, batch_stats, images, pooled_map) -> EncoderOutput:
@@ -70,17 +72,16 @@ def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
     ) -> EncoderOutput:
         parts = []
         for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            count = len(chunk)
-            if count < batch_size:
-                chunk = np.pad(chunk, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
+            count = min(batch_size, len(images) - start)
+            # The last batch is filled up with the last image.
+            chunk = images[np.minimum(start + own_rows, len(images) - 1)]
             output = embed_batch(
                 state.params,
                 state.batch_stats,
-                jax.device_put(chunk, split),
+                sharding.put_batch({"images": chunk}, mesh)["images"],
                 pooled_map,
             )
-            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x[:n]), output))
+            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], output))
             if progress:
                 progress(start + count)
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -201,24 +201,28 @@ def fit(
     scikit-learn's LogisticRegression with C = 1 / (rows * weight_decay).
     """
     mean, scale = _statistics(feature, rows, settings.standardize)
-    whole = sharding.replicated(mesh)
     shape = (len(grid), label.max() + 1, feature.shape[1])
-    params = jax.device_put((np.zeros(shape, "f"), np.zeros(shape[:2], "f")), whole)
+    params = tuple(
+        sharding.put_everywhere(np.zeros(s, np.float32), mesh)
+        for s in (shape, shape[:2])
+    )
     decay = np.asarray([weight_decay for _, weight_decay in grid], np.float32)
 
     def put(x):
-        return jax.device_put((x - mean[None]) * scale[None], whole)
+        return sharding.put_everywhere((x - mean[None]) * scale[None], mesh)
 
     if settings.solver == "lbfgs":
-        x, y = put(feature[rows]), jax.device_put(label[rows], whole)
+        x, y = put(feature[rows]), sharding.put_everywhere(label[rows], mesh)
         params, converged = _fit_lbfgs(params, decay, x, y, settings, progress)
         weight, bias = params
         return Classifiers(weight, bias, mean, scale, converged)
 
-    x, y = put(feature), jax.device_put(label, whole)
+    x, y = put(feature), sharding.put_everywhere(label, mesh)
     velocity = jax.tree.map(jnp.zeros_like, params)
     batch_size = min(settings.batch_size, len(rows))
-    split = sharding.split_rows(mesh) if batch_size % mesh.size == 0 else whole
+    split = sharding.replicated(mesh)
+    if batch_size % mesh.size == 0:
+        split = sharding.split_rows(mesh)
     rate = np.asarray([rate for rate, _ in grid], np.float32)
     for epoch in range(settings.num_epochs):
         if epoch_features:

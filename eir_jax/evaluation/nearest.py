@@ -91,7 +91,7 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
     steps, block = _split(per_shard, gallery_block, max(group, 64))
     split = sharding.split_rows(mesh)
     step = _make_step(mesh, query_block, group)
-    queries = jax.device_put(queries, sharding.replicated(mesh))
+    queries = sharding.put_everywhere(queries, mesh)
     best = jnp.full((shards, len(queries), k), -jnp.inf, jnp.float32, device=split)
     index = jnp.zeros((shards, len(queries), k), jnp.int32, device=split)
     for i in range(steps):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from eir_jax import sharding
 from eir_jax.data.class_list import take
 from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.sources import Dataset, Split, existing, labelled, labelled_rows
@@ -85,7 +86,7 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     config, mesh = subject.run.config, subject.run.mesh
     train, train_labels, test, test_labels = _labelled_pair(subject)
     rows = labelled_rows(subject.dataset, "train")
-    bank = np.asarray(subject.run.state.memory_bank)[rows]
+    bank = sharding.fetch(subject.run.state.memory_bank)[rows]
     k = check_neighbours(config.knn.k)
     parts: dict[str, Any] = {}
     searches = (
