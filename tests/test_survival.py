@@ -17,6 +17,7 @@ from eir_jax.data import pipeline
 from eir_jax.errors import UserError
 from eir_jax.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("one_device")
 KILLS = int(os.environ.get("EIR_JAX_KILLS", "2"))  # twenty take some minutes
 LONG = ["--config.num_epochs=10", "--config.eval_every_epochs=0"]
 LAST = 110

@@ -14,6 +14,7 @@ from eir_jax.evaluation.restore import restore_run
 from eir_jax.evaluation.tasks import refused_tasks
 from eir_jax.train import best_by, train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("one_device")
 UNLABELLED = {"train": 30, "test": 5}
 
 
