@@ -124,7 +124,7 @@ class Checkpoints:
         try:
             text = (self.directory / str(step) / "meta" / "metadata").read_text()
             meta = json.loads(text)
-            meta["checksums"], meta["num_examples"], meta["skipped"]
+            meta["checksums"], meta["num_examples"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"its notes cannot be read ({error})") from error
         return meta

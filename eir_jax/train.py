@@ -291,7 +291,7 @@ def _restore_or_create(
         return create_train_state(config, encoder, tx, num_examples, mesh)
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
-    meta["skipped"] = sorted({*meta["skipped"], *saved["skipped"]})
+    meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
     return state
 
 
