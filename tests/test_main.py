@@ -91,6 +91,7 @@ def trained(tmp_path_factory):
 def test_workdir_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
         "config.json",
+        "run.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
