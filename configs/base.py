@@ -12,8 +12,8 @@ def get_config() -> ConfigDict:
     c.seed = 0  # all randomness (weights, bank, order, views) follows from it; >= 0
     # Passes over the training images, of one round; 0: the untrained encoder is saved.
     c.num_epochs = 200
-    # Rounds of num_epochs each ("2Rs", "5Rs" of Table 2), >= 1: the learning rate starts
-    # anew; weights, bank, momentum and batch-norm statistics stay.
+    # Rounds of num_epochs each ("2Rs", "5Rs" of Table 2): the learning rate starts
+    # anew; weights, bank, momentum and batch-norm statistics stay. >= 1
     c.num_rounds = 1
     c.batch_size = 128  # instances a step, over all devices together
 
