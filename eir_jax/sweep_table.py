@@ -85,7 +85,9 @@ def draw_figures(folder: Path, grid: Grid, finished: Finished) -> Iterator[Path]
 
         x, lines = figure["x"], figure.get("lines")
         keys = [x, lines] if lines else [x]
-        base = [run.numbers[number] for run in finished.get(figure.get("baseline", ""), [])]
+        base = [
+            run.numbers[number] for run in finished.get(figure.get("baseline", ""), [])
+        ]
         draw_coefficient_curves(
             [read_row(run.workdir, keys, number) for run in runs],
             folder / file,
