@@ -90,6 +90,7 @@ def trained(tmp_path_factory):
 
 def test_workdir_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
+        ".lock",
         "config.json",
         "run.json",
         "metrics.jsonl",
