@@ -10,7 +10,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # all randomness (weights, bank, order, views) follows from it; >= 0
-    c.num_epochs = 200  # passes over the training images; >= 1
+    # Passes over the training images, of one round; 0: the untrained encoder is saved.
+    c.num_epochs = 200
+    # Rounds of num_epochs each ("2Rs", "5Rs" of Table 2): the learning rate starts
+    # anew; weights, bank, momentum and batch-norm statistics stay. >= 1
+    c.num_rounds = 1
     c.batch_size = 128  # instances a step, over all devices together
 
     # Objective, Eq. 10: instance + lambda_intra * intra + lambda_inter * inter.

@@ -37,6 +37,7 @@ from eir_jax.evaluation.tasks import (
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.run_record import RunRecord
 from eir_jax.startup import Startup
 from eir_jax.train_state import (
     TrainState,
@@ -106,7 +107,7 @@ def _train_and_evaluate(
         dataset=dataset,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
-        num_steps=config.num_epochs * steps_per_epoch,
+        num_steps=config.num_rounds * config.num_epochs * steps_per_epoch,
         train_step=compile_train_step(step, abstract, mesh, views_of),
         resident=resident,
         embed=make_embed(config, encoder, mesh),
@@ -167,8 +168,14 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     print(_summary(run, state))
     for note in run.dataset.notes:
         print(note)
-    if start_step >= num_steps:
+    run_record = RunRecord(workdir, start_step)
+    if num_steps == 0 and not checkpoints.steps:
+        checkpoints.save(state, run.meta, None)
+        run_record.write(0)
+        print("num_epochs=0: the untrained encoder is saved")
+    elif start_step >= num_steps:
         print(f"{workdir} is already trained: {start_step} of {num_steps} steps")
+    if start_step >= num_steps:
         checkpoints.close()
         return 0
     if start_step:
@@ -245,6 +252,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
             if due or last or score is not None or stopped is not None:
                 log_pending()
                 checkpoints.save(state, run.meta, score)
+                run_record.write(step)
                 logged_at, logged_step = time.monotonic(), step
             if stopped is not None:
                 break
@@ -418,10 +426,11 @@ def _summary(run: Run, state: TrainState) -> str:
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
+    rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}; {config.num_epochs} epochs, "
+        f"{devices}; {rounds}{config.num_epochs} epochs, "
         f"{run.num_steps:,} steps of {config.batch_size}"
     )

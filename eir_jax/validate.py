@@ -28,11 +28,11 @@ CHOICES = {
 RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
-        "seed eval_every_epochs data.resize skip_not_finite",
+        "seed num_epochs eval_every_epochs data.resize skip_not_finite",
     ),
     "at least 1": (
         lambda x: x >= 1,
-        "num_epochs batch_size model.width model.embedding_dim batch_norm.groups "
+        "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
         "linear.batch_size",

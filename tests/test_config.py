@@ -180,8 +180,8 @@ def test_inconsistent_settings_are_refused_in_words(word, message):
 
 
 def test_all_problems_are_said_at_once():
-    config = load_config(DIGITS, ["--config.seed=-1", "--config.num_epochs=0"])
-    with pytest.raises(UserError, match=r"seed=-1 .*; num_epochs=0"):
+    config = load_config(DIGITS, ["--config.seed=-1", "--config.num_rounds=0"])
+    with pytest.raises(UserError, match=r"seed=-1 .*; num_rounds=0"):
         validate(config)
 
 

@@ -90,7 +90,9 @@ def trained(tmp_path_factory):
 
 def test_workdir_holds_what_is_promised(trained):
     assert {p.name for p in trained.iterdir()} == {
+        ".lock",
         "config.json",
+        "run.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
