@@ -48,7 +48,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
-    processes.check_equal("the settings", str(flatten(config)))
+    settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
+    processes.check_equal("the settings", settings)
     with own(workdir):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir)
@@ -58,7 +59,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     check_settings(config, workdir)
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
-    processes.check_equal("the training images", dataset.train_hash)
+    processes.check_equal("the training images", [dataset.train_hash])
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
     validate_sizes(config, num_examples, mesh.size)
