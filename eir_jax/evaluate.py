@@ -146,9 +146,7 @@ def evaluate(
     return record
 
 
-def draw(
-    workdir: Path, folder: Path, subject, compare: Path | None
-) -> dict[str, Path]:
+def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str, Path]:
     """Draw the pictures of a run into `folder`; return {title: file}."""
     from eir_jax import curves, figures
     from eir_jax.evaluation.restore import restore_run

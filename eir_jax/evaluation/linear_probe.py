@@ -203,7 +203,8 @@ def fit(
     mean, scale = _statistics(feature, rows, settings.standardize)
     shape = (len(grid), label.max() + 1, feature.shape[1])
     params = tuple(
-        sharding.put_everywhere(np.zeros(s, np.float32), mesh) for s in (shape, shape[:2])
+        sharding.put_everywhere(np.zeros(s, np.float32), mesh)
+        for s in (shape, shape[:2])
     )
     decay = np.asarray([weight_decay for _, weight_decay in grid], np.float32)
 
