@@ -141,16 +141,23 @@ class Checkpoints:
           DamagedCheckpoint: files are missing, cut short or overwritten.
         """
         meta = self.read_meta(step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract, strict=False)
+        # By itself, as among several each process reads its own part, and Orbax would
+        # have those that can wait for ever for one that cannot.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
+        reader = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
+        args = ocp.args.StandardRestore(abstract, strict=False)
         reason = ""
         try:
             with _unraisable_silenced():
-                state = self._manager.restore(step, args=args).state
+                path = self.directory.absolute() / str(step) / "state"
+                state = reader.restore(path, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types
             reason = str(error).splitlines()[0][:200]
-        # Each process reads its own part: where one cannot, none goes on.
         if reason := next(filter(None, processes.exchange(reason)), ""):
             raise DamagedCheckpoint(f"Orbax cannot read it: {reason}")
         checksums, _ = jax.device_get(_checksums(state))

@@ -148,17 +148,20 @@ def exchange(text: str = "") -> list[str]:
     ]
 
 
-def check_equal(what: str, value: str) -> None:
-    """Refuse to go on where a process has another value than process 0.
+def check_equal(what: str, lines: list[str]) -> None:
+    """Refuse to go on where a process has other lines than process 0.
 
     Raises:
-      UserError: naming the process and both values.
+      UserError: naming the process and the lines that differ.
     """
-    for process, theirs in enumerate(values := exchange(value)):
-        if theirs != values[0]:
+    said = [text.splitlines() for text in exchange("\n".join(lines))]
+    for process, theirs in enumerate(said):
+        if theirs != said[0]:
+            there = ", ".join(x for x in theirs if x not in said[0])
+            here = ", ".join(x for x in said[0] if x not in theirs)
             raise UserError(
-                f"{what} of process {process} differ from those of process 0: {theirs} "
-                f"there, {values[0]} here; give all processes the same"
+                f"{what} of process {process} differ from those of process 0: {there} "
+                f"there, {here} here; give all processes the same"
             )
 
 

@@ -63,7 +63,8 @@ def train_and_evaluate(
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
-    processes.check_equal("the settings", str(flatten(config)))
+    settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
+    processes.check_equal("the settings", settings)
     with own(workdir):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir, startup)
@@ -75,7 +76,7 @@ def _train_and_evaluate(
     check_settings(config, workdir)
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
-    processes.check_equal("the training images", dataset.train_hash)
+    processes.check_equal("the training images", [dataset.train_hash])
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
     votes = "knn" not in refused_tasks(dataset)
