@@ -55,6 +55,20 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
 }
 
 
+def check_complete(config: ConfigDict, source: str) -> None:
+    """Check that no setting is missing, as in a file that an older version wrote.
+
+    Raises:
+      UserError: naming `source` and what it lacks.
+    """
+    known = [*CHOICES, *(key for _, keys in RULES.values() for key in keys.split())]
+    if missing := sorted({*known} - flatten(config).keys()):
+        raise UserError(
+            f"{source} lacks the settings {', '.join(missing)}, so another version of "
+            "this program wrote it; add them as in configs/base.py, or train anew"
+        )
+
+
 def validate(config: ConfigDict) -> None:
     """Check the settings by themselves, before any data is read.
 

@@ -16,6 +16,7 @@ from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer
 from eir_jax.train_state import TrainState, abstract_train_state
+from eir_jax.validate import check_complete
 
 
 class Run(NamedTuple):
@@ -39,6 +40,7 @@ def restore_run(workdir: Path, step: str = "last") -> Run:
       UserError: no workdir, no such checkpoint, or a damaged one.
     """
     config = read_config(workdir / "config.json")
+    check_complete(config, str(workdir / "config.json"))
     mesh = sharding.make_mesh()
     encoder = make_encoder(config)
     # The schedule's length does not enter the state's shapes: any will do.
