@@ -68,6 +68,29 @@ def test_restores_on_other_device_counts(states, saved, devices):
     equal(state.params, states[3].params)
 
 
+def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
+    """A step on 8 devices, one on 1, on 4, on 8: the loss curve of one device."""
+    # Small steps: a tiny encoder magnifies rounding (see test_train_step.py).
+    changes = {"batch_size": 64, "optimizer.learning_rate": 1e-5}
+    alone = SmallRun(small_config(**changes))
+    state, want = alone.create(), []
+    step = alone.compiled(state)
+    for number in range(4):
+        state, metrics = step(state, alone.put(number))
+        want.append(metrics["loss"])
+    for number, devices in enumerate([8, 1, 4, 8]):
+        run = SmallRun(small_config(**changes), devices=devices)
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        found = checkpoints.restore_newest(run.abstract)
+        assert bool(found) == bool(number)
+        before = found[0] if found else run.create()
+        after, metrics = run.compiled(before)(before, run.put(number))
+        assert metrics["loss"] == pytest.approx(want[number], rel=1e-5)
+        checkpoints.save(after, META, None)
+        checkpoints.close()
+    np.testing.assert_allclose(after.memory_bank, state.memory_bank, atol=1e-5)
+
+
 def test_bank_of_bfloat16_keeps_its_type(tmp_path):
     run = SmallRun(small_config(**{"bank.dtype": "bfloat16"}))
     state = run.create()
