@@ -21,9 +21,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -31,6 +32,7 @@ from PIL import Image, ImageEnhance
 from configs import base
 
 SLOTS = 8  # batches in shared memory
+WORKER: tuple = ()  # of one of Pillow's processes: what it keeps between batches
 
 
 def main():
@@ -46,6 +48,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="of Pillow's side")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     config = base.get_config()
     with tempfile.TemporaryDirectory() as folder:
         if args.jpeg:
@@ -67,9 +70,11 @@ def main():
 def measure(args, config):
     """Return medians of instances/s, and the ratios."""
     if args.jpeg:
+        from eir_jax.data.encoded import EncodedImages
         from eir_jax.data.sources import load
 
         images = load(config.data).train.images
+        assert isinstance(images, EncodedImages)
         files = [images.read(i) for i in range(len(images))]
         sides = {"Pillow": pillow(args, config, files)}
     else:
@@ -95,7 +100,8 @@ def measure(args, config):
     for batches in sides.values():
         batches.close()
     median = {name: statistics.median(x) for name, x in rates.items()}
-    result = {f"{name} instances/s": round(x) for name, x in median.items()}
+    result: dict[str, float] = {}
+    result |= {f"{name} instances/s": round(x) for name, x in median.items()}
     result |= {f"{name} first batch s": round(x, 1) for name, x in first.items()}
     ours = [name for name in median if name != "Pillow"]
     return result | {
@@ -104,7 +110,7 @@ def measure(args, config):
 
 
 def smooth_images(count: int) -> np.ndarray:
-    """Random blobs, uint8 [count, 32, 32, 3]: the work does not depend on the pixels."""
+    """Random blobs, uint8 [count, 32, 32, 3]; the work is that of any pixels."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
     return coarse.repeat(4, 1).repeat(4, 2)
@@ -123,14 +129,14 @@ def write_jpegs(folder: Path, pictures: Path | None, count: int) -> None:
         large.save(folder / f"{i:06d}.jpg", quality=90)
 
 
-def tf_data(config, images) -> Iterator[dict]:
+def tf_data(config, images) -> Generator[Any]:
     """Our pipeline on the host."""
     from eir_jax.data.pipeline import make_train_batches
 
     return make_train_batches(images, config, 0, 10**9)
 
 
-def device(config, images) -> Iterator[dict]:
+def device(config, images) -> Generator[Any]:
     """Our pipeline inside a jitted function; each batch is waited for."""
     import jax
 
@@ -146,7 +152,7 @@ def device(config, images) -> Iterator[dict]:
         yield jax.block_until_ready(make(batch | resident))
 
 
-def pillow(args, config, images) -> Iterator[None]:
+def pillow(args, config, images) -> Generator[Any]:
     """The same recipe on PIL images, in processes that write into shared memory."""
     size, batch_size = config.data.image_size, config.batch_size
     shape = (SLOTS, 3, batch_size, size, size, 3)

@@ -10,7 +10,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # all randomness (weights, bank, order, views) follows from it; >= 0
-    c.num_epochs = 200  # passes over the training images; >= 1
+    # Passes over the training images, of one round; 0: the untrained encoder is saved.
+    c.num_epochs = 200
+    # Rounds of num_epochs each ("2Rs", "5Rs" of Table 2): the learning rate starts
+    # anew; weights, bank, momentum and batch-norm statistics stay. >= 1
+    c.num_rounds = 1
     c.batch_size = 128  # instances a step, over all devices together
 
     # Objective, Eq. 10: instance + lambda_intra * intra + lambda_inter * inter.
@@ -36,6 +40,11 @@ def get_config() -> ConfigDict:
 
     # Memory bank, section 3.1: row <- l2((1 - m) * embedding + m * row).
     c.bank_momentum = 0.5  # m; in [0, 1)
+    c.bank = ConfigDict()
+    # How the softmax over all N rows is computed, with the same numbers: 'dense' holds
+    # [batch, N] arrays, 'streamed' a block of rows at a time; 'auto': the faster one.
+    c.bank.form = "auto"
+    c.bank.dtype = "float32"  # rows are stored in: 'float32' or 'bfloat16'
 
     # Encoder f_theta.
     c.model = ConfigDict()
@@ -124,7 +133,10 @@ def get_config() -> ConfigDict:
 
     # Records.
     c.log_every_steps = 50
-    c.eval_every_epochs = 10  # kNN while training; 0: never
+    c.eval_every_epochs = 10  # kNN (R@K of unseen classes) while training; 0: never
     c.checkpoint_every_epochs = 10
     c.keep_checkpoints = 2  # newest ones kept, beside the best; >= 1
+    # Batches that may be left out because a loss is not finite, each time from the last
+    # checkpoint on, before the run stops; 0: it stops at the first.
+    c.skip_not_finite = 0
     return c

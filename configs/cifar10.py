@@ -15,6 +15,8 @@ def get_config():
     c.data.source = "tfds"
     c.data.name = "cifar10"
     c.data.image_size = 32
+    c.data.expected = (50_000, 10_000)
+    c.data.pipeline = "device"
     c.num_epochs = 200
     c.batch_size = 128
     c.optimizer.learning_rate = 0.03

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from eir_jax import processes
-from eir_jax.errors import UserError
+from eir_jax.errors import UserError, first_line
 from eir_jax.train_state import TrainState
 
 Meta = dict[str, Any]
@@ -74,6 +74,8 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Meta, knn: float | None) -> None:
         """Save `state` in the background; `knn` (in [0, 1]) ranks it for 'best'.
 
+        R@1 stands for kNN where the test classes are unseen.
+
         Raises:
           UserError: the parameters are not finite (nothing is saved then), or the
             disk refuses.
@@ -92,13 +94,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
         metrics = None if knn is None else {"knn": knn}
-        try:
+        with _disk_errors(step):
             self._manager.save(step, args=args, metrics=metrics)
-        except OSError as error:
-            raise UserError(
-                f"checkpoint {step} cannot be written: {error}; the older ones are "
-                "untouched; make room and start again on the same workdir"
-            ) from error
 
     def wait(self) -> None:
         """Wait until the last save is on disk.
@@ -106,17 +103,17 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
-        try:
+        with _disk_errors():
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise UserError(
-                f"the last checkpoint cannot be written: {error}; the older ones are "
-                "untouched; make room and start again on the same workdir"
-            ) from error
 
     def close(self) -> None:
-        """Wait for the last save and free what Orbax holds."""
-        self._manager.close()
+        """Wait for the last save and free what Orbax holds.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with _disk_errors():
+            self._manager.close()
 
     def read_meta(self, step: int) -> Meta:
         """Return what was noted beside the state.
@@ -203,6 +200,19 @@ class Checkpoints:
 
 
 @contextmanager
+def _disk_errors(step: int | None = None) -> Iterator[None]:
+    """Say in one line what keeps Orbax and TensorStore from writing."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        name = "the last checkpoint" if step is None else f"checkpoint {step}"
+        raise UserError(
+            f"{name} cannot be written: {first_line(error)}; the older ones are "
+            "untouched; make room and start again on the same workdir"
+        ) from error
+
+
+@contextmanager
 def _unraisable_silenced() -> Iterator[None]:
     """Drop the tracebacks of the reads that Orbax leaves behind when one fails."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
@@ -222,12 +232,14 @@ def _warn(message: str) -> None:
 def _checksums(state: TrainState) -> tuple[Any, jax.Array]:
     """Return a checksum of each leaf, and whether all are finite.
 
-    Each is a sum of the array's 32-bit words, weighted by place, modulo 2^32: it does
-    not depend on how the array is split over devices, nor on zero rows at its end.
+    Each is a sum of the array's words (16 bits of bfloat16, else 32), weighted by
+    place, modulo 2^32: it does not depend on how the array is split over devices, nor
+    on zero rows at its end.
     """
 
     def checksum(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        word = jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32
+        words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32).reshape(-1)
         place = jax.lax.iota(jnp.uint32, len(words))
         return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 

@@ -1,6 +1,7 @@
 """What the command lines share: settings from the flags, errors as one line."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from eir_jax import processes
 from eir_jax.errors import UserError
 
 EXIT_BAD_INPUT = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -31,6 +33,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         processes.fail("nobody reads what is printed", 1)
         status = 1
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"{error}; make room and start again: what was saved is kept"
+            sys.exit(_fail(message))
         processes.fail_by(error)
         raise
     sys.exit(status or 0)
@@ -56,7 +61,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
 
 
 def _fail(message: str) -> int:

@@ -29,6 +29,7 @@ DPI = 150
 PANELS = {
     "Loss and its terms": ("loss", "loss_instance", "loss_intra", "loss_inter"),
     "kNN top-1 accuracy": ("knn/",),
+    "R@K within the test set": ("retrieval/",),
     "Learning rate": ("learning_rate",),
     "Images per second": ("images_per_second",),
 }
@@ -174,6 +175,7 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
             if smooth is not value:
                 axes.plot(x, value, color=ink, alpha=0.25, linewidth=0.8)
             label = name.removeprefix("loss_").replace("knn/", "k = ")
+            label = label.removeprefix("retrieval/")
             marker = "o" if len(x) <= 30 else ""
             axes.plot(x, smooth, color=ink, marker=marker, markersize=3.5, label=label)
         if len(lines) > 1:
@@ -181,7 +183,7 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
         every = np.concatenate([value for _, value in lines.values()])
         if title == "Images per second":
             axes.set_ylim(bottom=0)
-        if title.startswith("kNN"):
+        if title.startswith(("kNN", "R@K")):
             axes.yaxis.set_major_formatter(_percent)
         wide = 0 < 20 * every.min() < every.max()
         if wide and title.startswith(("Loss", "Learning")):

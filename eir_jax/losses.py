@@ -4,9 +4,16 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from eir_jax.memory_bank import Relations, similarities
+from eir_jax.memory_bank import (
+    Form,
+    Relations,
+    log_probability,
+    similarities,
+    streams,
+)
 from eir_jax.models.encoder import l2_normalize
 
 
@@ -74,20 +81,30 @@ def inter_bank_loss(
     temperature: float,
     *,
     literal: bool = False,
+    form: Form = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     """Eq. 9 with the bank's rows as negatives (as in the authors' MoCo-based release).
 
     Each target must find its mixed image among that image and all N rows, but for the
     rows of the two instances that were mixed: those are no negatives.
     """
-    bank = jax.lax.stop_gradient(memory_bank)
-    place = jnp.arange(len(target))
-    negative = similarities(bank, target, num_examples)
-    negative = negative.at[place, index].set(-jnp.inf)
-    negative = negative.at[place, index[partner]].set(-jnp.inf)
-    positive = jnp.sum(target * mixed, axis=1, keepdims=True)
-    logits = jnp.concatenate([positive, negative], axis=1) / temperature
-    own = jax.nn.log_softmax(logits)[:, 0]
+    if streams(form, memory_bank, mesh):
+        query = target / temperature
+        excluded = jnp.stack([index, index[partner]], axis=1)
+        positive = jnp.sum(query * mixed, axis=1)
+        own = log_probability(
+            positive, query, memory_bank, excluded, num_examples, mesh
+        )
+    else:
+        place = jnp.arange(len(target))
+        bank = jax.lax.stop_gradient(memory_bank)
+        negative = similarities(bank, target, num_examples)
+        negative = negative.at[place, index].set(-jnp.inf)
+        negative = negative.at[place, index[partner]].set(-jnp.inf)
+        positive = jnp.sum(target * mixed, axis=1, keepdims=True)
+        logits = jnp.concatenate([positive, negative], axis=1) / temperature
+        own = jax.nn.log_softmax(logits)[:, 0]
     return -jax.nn.logsumexp(own) if literal else -own.mean()
 
 

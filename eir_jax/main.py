@@ -1,5 +1,6 @@
 """Train an encoder: `python -m eir_jax.main --config=FILE --workdir=DIR`."""
 
+import time
 from pathlib import Path
 
 from eir_jax import cli, processes
@@ -16,6 +17,7 @@ Any setting of configs/base.py can be given as --config.KEY=VALUE, e.g.
 
 def main(argv: list[str]) -> int:
     """Parse the command line and train; return the exit status."""
+    began = time.monotonic()
     parser = cli.Parser(prog="eir_jax.main", description=DESCRIPTION)
     parser.add_argument("--config", required=True, help="a file such as configs/*.py")
     parser.add_argument(
@@ -27,9 +29,10 @@ def main(argv: list[str]) -> int:
     from eir_jax.config import load_config  # imports after --help has had its say
 
     config = load_config(args.config, overrides)
+    from eir_jax.startup import Startup
     from eir_jax.train import train_and_evaluate
 
-    return train_and_evaluate(config, args.workdir)
+    return train_and_evaluate(config, args.workdir, Startup(began))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ from ml_collections import ConfigDict
 def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Return the learning rate at a step: rate * factors[k] from milestones[k] on.
 
-    Milestones are epochs counted from 0; factors are of the *initial* rate.
+    Milestones are epochs of a round, counted from 0; factors are of the *initial* rate.
+    Each round of `num_epochs` starts at that rate anew.
     """
     c = config.optimizer
     rates = [c.learning_rate, *(c.learning_rate * factor for factor in c.factors)]
-    return optax.join_schedules(
+    one_round = optax.join_schedules(
         [optax.constant_schedule(rate) for rate in rates],
         [milestone * steps_per_epoch for milestone in c.milestones],
     )
+    round_steps = config.num_epochs * steps_per_epoch
+    return lambda step: one_round(step % round_steps)
 
 
 def make_optimizer(

@@ -5,7 +5,8 @@ mesh. That is what `jax.pmap` (itself `jit` of a `shard_map` by now) has become:
 same numbers come out on 1, 8 or 64 devices.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -44,6 +45,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_rows(mesh: Mesh) -> NamedSharding:
     """The first axis is split over the devices: batches, bank rows."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def map_rows(function: Callable, mesh: Mesh | None, in_specs, out_specs) -> Callable:
+    """Map `function(axis, *arrays)` over the devices, each with its share of the rows.
+
+    `axis` names the devices in collectives; it is None where there is but one (`mesh`
+    None). No differentiation may pass through: give what is mapped its own rule.
+    """
+    if mesh is None or mesh.size == 1:
+        return functools.partial(function, None)
+    return jax.shard_map(
+        functools.partial(function, "data"),
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,  # what it checks is for differentiation
+    )
+
+
+def first_row(axis: str | None, rows: int) -> jax.Array | int:
+    """Return the number, among all rows, of the first of this device's `rows`."""
+    return 0 if axis is None else jax.lax.axis_index(axis) * rows
 
 
 def put_everywhere(value: np.ndarray, mesh: Mesh) -> jax.Array:

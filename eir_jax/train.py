@@ -1,5 +1,6 @@
 """Training: one loop, read top to bottom."""
 
+import dataclasses
 import math
 import signal
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax import processes, sharding
@@ -17,32 +20,44 @@ from eir_jax.checkpoint import Checkpoints, Meta
 from eir_jax.config import flatten, save_config
 from eir_jax.data import folder, order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.class_list import take
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
-from eir_jax.evaluation.embed import make_embed
+from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.evaluation.protocol import tag
-from eir_jax.evaluation.tasks import knn_protocol, shared_protocol
+from eir_jax.evaluation.retrieval import recall_at_k
+from eir_jax.evaluation.tasks import (
+    knn_protocol,
+    refused_tasks,
+    retrieval_protocol,
+    shared_protocol,
+)
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.run_record import RunRecord
+from eir_jax.startup import Startup
 from eir_jax.train_state import (
     TrainState,
     abstract_train_state,
     create_train_state,
 )
-from eir_jax.train_step import compile_train_step, make_train_step
+from eir_jax.train_step import TrainStep, compile_train_step, make_train_step
 from eir_jax.validate import validate, validate_sizes
 from eir_jax.workdir import check_settings, own
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, startup: Startup | None = None
+) -> int:
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
-    Returns the exit status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    `startup`, which has been counting, is told of the first step. Returns the exit
+    status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
@@ -52,19 +67,22 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     processes.check_equal("the settings", settings)
     with own(workdir):
         processes.check_shared(workdir)
-        return _train_and_evaluate(config, workdir)
+        return _train_and_evaluate(config, workdir, startup)
 
 
-def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
+def _train_and_evaluate(
+    config: ConfigDict, workdir: Path, startup: Startup | None
+) -> int:
     check_settings(config, workdir)
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
     processes.check_equal("the training images", [dataset.train_hash])
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
-    validate_sizes(config, num_examples, mesh.size)
+    votes = "knn" not in refused_tasks(dataset)
+    num_voters = len(sources.labelled_rows(dataset, "train")) if votes else 0
+    validate_sizes(config, num_examples, mesh.size, num_voters)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
-    num_steps = config.num_epochs * steps_per_epoch
 
     encoder = make_encoder(config)
     schedule = make_schedule(config, steps_per_epoch)
@@ -73,35 +91,97 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         "num_examples": num_examples,
         "train_hash": dataset.train_hash,
         "config": config.to_dict(),
+        "skipped": [],  # steps whose batch was left out
     }
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     if processes.is_main():
         folder.record(dataset, workdir, resumes=bool(checkpoints.steps))
-    state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
-    start_step = int(state.step)
     views_of, resident = None, {}
     if config.data.pipeline == "device":
         views_of = make_batch_views(config, mesh)
         resident["images"] = put_images(dataset.train.images, config, mesh)
-    train_step = compile_train_step(
-        make_train_step(config, encoder, tx, schedule, num_examples, mesh),
-        state,
-        mesh,
-        views_of,
+    step = make_train_step(config, encoder, tx, schedule, num_examples, mesh)
+    abstract = abstract_train_state(config, encoder, tx, num_examples, mesh)
+    run = Run(
+        config=config,
+        workdir=workdir,
+        dataset=dataset,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=config.num_rounds * config.num_epochs * steps_per_epoch,
+        train_step=compile_train_step(step, abstract, mesh, views_of),
+        resident=resident,
+        embed=make_embed(config, encoder, mesh),
+        checkpoints=checkpoints,
+        meta=meta,
     )
-    embed = make_embed(config, encoder, mesh)
-    if processes.is_main():
-        save_config(config, workdir / "config.json")
+    while True:
+        state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
+        if processes.is_main():
+            save_config(config, workdir / "config.json")
+        try:
+            return _train_from(state, run, startup)
+        except NotFiniteError as found:
+            checkpoints.wait()
+            skipped = meta["skipped"]
+            if len(skipped) >= config.skip_not_finite:
+                raise UserError(_advice(found, checkpoints.steps, skipped)) from None
+            skipped.append(found.step)
+            startup = None
+            print(f"warning: {found}; going back, to leave out that batch", flush=True)
 
-    print(_summary(config, dataset, state, mesh, num_steps))
-    for note in dataset.notes:
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: ConfigDict
+    workdir: Path
+    dataset: sources.Dataset
+    mesh: Mesh
+    steps_per_epoch: int
+    num_steps: int
+    train_step: TrainStep
+    resident: dict[str, jax.Array]
+    """What every batch needs and stays on the devices: the images, or nothing."""
+    embed: Embed
+    checkpoints: Checkpoints
+    meta: Meta
+
+
+class NotFiniteError(Exception):
+    """A metric of a step is not finite."""
+
+    def __init__(self, name: str, value: float, step: int, epoch: float):
+        super().__init__(f"{name} is {value} at step {step} (epoch {epoch:.1f})")
+        self.step = step
+
+
+def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
+    """Take the steps that are left; return the exit status.
+
+    Raises:
+      NotFiniteError: at the first step with a metric that is not finite.
+    """
+    config, workdir, checkpoints = run.config, run.workdir, run.checkpoints
+    num_steps, steps_per_epoch = run.num_steps, run.steps_per_epoch
+    start_step = int(state.step)
+    print(_summary(run, state))
+    for note in run.dataset.notes:
         print(note)
-    if start_step >= num_steps:
+    run_record = RunRecord(workdir, start_step)
+    if num_steps == 0 and not checkpoints.steps:
+        checkpoints.save(state, run.meta, None)
+        run_record.write(0)
+        print("num_epochs=0: the untrained encoder is saved")
+    elif start_step >= num_steps:
         print(f"{workdir} is already trained: {start_step} of {num_steps} steps")
+    if start_step >= num_steps:
         checkpoints.close()
         return 0
     if start_step:
         print(f"going on from the checkpoint of step {start_step}")
+    skipped = run.meta["skipped"]
     writer = MetricsWriter(workdir, start_step)
     progress = ProgressLine("training", num_steps, start_step)
     pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
@@ -111,12 +191,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         """Fetch the pending metrics, check every one, write those due."""
         nonlocal logged_at, logged_step
         for step, metrics in jax.device_get(pending):
-            _check_finite(metrics, step, steps_per_epoch, checkpoints)
+            _check_finite(metrics, step, step / steps_per_epoch)
             if step % config.log_every_steps == 0 or step == num_steps:
                 now = time.monotonic()
                 rate = (step - logged_step) * config.batch_size / (now - logged_at)
                 logged_at, logged_step = now, step
                 record = {name: float(value) for name, value in metrics.items()}
+                if skipped:
+                    record["skipped_batches"] = sum(s <= step for s in skipped)
                 writer.write(
                     step,
                     {"epoch": step / steps_per_epoch, **record}
@@ -126,9 +208,12 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         pending.clear()
 
     stopped = None
-    rows = sharding.process_rows(config.batch_size, mesh)
     batches = make_train_batches(
-        dataset.train.images, config, start_step, num_steps, rows
+        run.dataset.train.images,
+        config,
+        start_step,
+        num_steps,
+        sharding.process_rows(config.batch_size, run.mesh),
     )
     with (
         closing(writer),
@@ -136,13 +221,19 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
         closing(batches),
         _stop_requests() as requests,
     ):
-        on_device = sharding.put_batches(batches, mesh)
+        on_device = sharding.put_batches(batches, run.mesh)
         for step, batch in enumerate(on_device, start_step + 1):
-            state, metrics = train_step(state, batch | resident)
-            # The step before is done or nearly so: fetching it stalls nothing.
-            if pending and pending[-1][0] % config.log_every_steps == 0:
-                log_pending()
-            pending.append((step, metrics))
+            if step in skipped:
+                state = state.replace(step=state.step + 1)
+            else:
+                # The step before is done or nearly so: fetching it stalls nothing.
+                state, metrics = run.train_step(state, batch | run.resident)
+                if pending and pending[-1][0] % config.log_every_steps == 0:
+                    log_pending()
+                pending.append((step, metrics))
+            if startup and step == start_step + 1:
+                jax.block_until_ready(state.step)
+                progress.say(startup.words())
             progress.update(step)
             stopped = processes.agreed_stop(requests, step)
             if step % steps_per_epoch and step != num_steps and stopped is None:
@@ -151,17 +242,18 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
             epoch, within = divmod(step, steps_per_epoch)
             last = step == num_steps
             every = config.eval_every_epochs
-            knn = None
+            score = None
             if every and not within and (last or epoch % every == 0):
                 log_pending()
-                evaluation = _evaluate(config, embed, state, dataset, mesh)
-                knn = evaluation.get("knn")
+                evaluation = _evaluate(run, state)
+                score = best_by(evaluation)
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {_words(evaluation)}")
             due = not within and epoch % config.checkpoint_every_epochs == 0
-            if due or last or knn or stopped is not None:
+            if due or last or score is not None or stopped is not None:
                 log_pending()
-                checkpoints.save(state, meta, max_k(knn))
+                checkpoints.save(state, run.meta, score)
+                run_record.write(step)
                 logged_at, logged_step = time.monotonic(), step
             if stopped is not None:
                 break
@@ -173,9 +265,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def max_k(knn: dict[str, float] | None) -> float | None:
-    """Return the accuracy that ranks checkpoints: the one of the largest k."""
-    return None if not knn else knn[max(knn, key=int)]
+def best_by(evaluation: dict[str, Any]) -> float | None:
+    """Return what ranks checkpoints: kNN with the largest k, else R@K with the least.
+
+    None where there is neither.
+    """
+    if knn := evaluation.get("knn"):
+        return knn[max(knn, key=int)]
+    return next(iter(evaluation.get("retrieval", {}).values()), None)
 
 
 def _restore_or_create(
@@ -201,14 +298,24 @@ def _restore_or_create(
                 "folder away to train from the beginning"
             )
         return create_train_state(config, encoder, tx, num_examples, mesh)
-    checkpoints.set_aside(after=int(found[0].step))
-    return found[0]
+    state, saved = found
+    checkpoints.set_aside(after=int(state.step))
+    meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
+    return state
 
 
-def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
-    """Return `knn` by k, where both splits have labels, and `health` of train."""
-    train, test = dataset.train, dataset.test
-    gallery = embed(state, train.images).embedding
+def _evaluate(run: Run, state: TrainState) -> dict[str, Any]:
+    """Return `knn` by k where the labels allow it, and `health` of train.
+
+    Where kNN has no sense (unseen test classes, train unlabelled), `retrieval` within
+    the test set stands for it. Unlabelled images count for health alone.
+    """
+    config, dataset, mesh, embed = run.config, run.dataset, run.mesh, run.embed
+    refused = refused_tasks(dataset)
+    voters = None if "knn" in refused else sources.labelled(dataset, "train")
+    few = np.arange(min(len(dataset.train.images), health.MAX_ROWS))
+    train = voters or take(dataset.train, few)
+    gallery = np.asarray(embed(state, train.images).embedding)
     rows = jnp.asarray(gallery[: health.MAX_ROWS])
     std = float(health.embedding_std(rows))
     found: dict[str, Any] = {
@@ -220,37 +327,52 @@ def _evaluate(config, embed, state, dataset, mesh) -> dict[str, Any]:
     }
     if std < health.COLLAPSED_STD:
         found["warning"] = health.collapse_warning(std)
-    if test is not None and train.labels is not None and test.labels is not None:
+    if "retrieval" in refused and not voters:
+        return found
+    test = sources.labelled(dataset, "test")
+    query = np.asarray(embed(state, test.images).embedding)
+    if voters:
         accuracy = knn_accuracy(
-            embed(state, test.images).embedding,
+            query,
             test.labels,
             gallery,
-            train.labels,
+            voters.labels,
             k=config.knn.k,
             temperature=config.knn.temperature,
             mesh=mesh,
         )
         found["knn"] = {str(k): value for k, value in accuracy.items()}
-        shared = shared_protocol(dataset, config)
-        found["protocol"] = tag(knn_protocol(config), shared)["hash"]
+        protocol = knn_protocol(config)
+    else:
+        k = [k for k in config.retrieval.k if k < len(query)]
+        recall = recall_at_k(query, test.labels, k=k, mesh=mesh)
+        found["retrieval"] = {f"R@{k}": value for k, value in recall.items()}
+        protocol = retrieval_protocol(config)
+    found["protocol"] = tag(protocol, shared_protocol(dataset, config))["hash"]
     return found
 
 
-def _check_finite(metrics, step: int, steps_per_epoch: int, checkpoints) -> None:
+def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:
     for name in sorted(metrics, key=lambda name: not name.startswith("loss_")):
         if not math.isfinite(metrics[name]):
-            checkpoints.wait()
-            kept = checkpoints.steps
-            last = (
-                f"the checkpoint of step {kept[0]} is kept"
-                if kept
-                else ("there is no checkpoint yet")
-            )
-            raise UserError(
-                f"{name} is {metrics[name]} at step {step} (epoch "
-                f"{step / steps_per_epoch:.1f}); {last}; try a lower "
-                "optimizer.learning_rate"
-            )
+            raise NotFiniteError(name, metrics[name], step, epoch)
+
+
+def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:
+    """Say where a loss was not finite, what is left, and what can be done."""
+    words = [str(found)]
+    if skipped:
+        words.append(f"the batches of steps {skipped} were left out before")
+    words.append(
+        f"the checkpoint of step {kept[0]} is kept"
+        if kept
+        else "there is no checkpoint yet"
+    )
+    words.append(
+        "try a lower optimizer.learning_rate, or leave such batches out with "
+        f"--config.skip_not_finite={len(skipped) + 10}"
+    )
+    return "; ".join(words)
 
 
 @contextmanager
@@ -289,22 +411,27 @@ def _words(evaluation: dict[str, Any]) -> str:
     if "knn" in evaluation:
         knn = evaluation["knn"].items()
         parts = ["kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn), *parts]
+    if "retrieval" in evaluation:
+        recall = evaluation["retrieval"].items()
+        parts = [", ".join(f"{name} {value:.1%}" for name, value in recall), *parts]
     if "warning" in evaluation:
         parts.append(f"WARNING: {evaluation['warning']}")
     return "; ".join(parts)
 
 
-def _summary(config, dataset, state, mesh, num_steps: int) -> str:
+def _summary(run: Run, state: TrainState) -> str:
+    config, dataset, mesh = run.config, run.dataset, run.mesh
     size = config.data.image_size
     test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
     params = sum(x.size for x in jax.tree.leaves(state.params))
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
+    rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}; {config.num_epochs} epochs, "
-        f"{num_steps:,} steps of {config.batch_size}"
+        f"{devices}; {rounds}{config.num_epochs} epochs, "
+        f"{run.num_steps:,} steps of {config.batch_size}"
     )

@@ -83,6 +83,8 @@ def _make_init(config, encoder, tx, num_examples, mesh):
                 num_examples,
                 config.model.embedding_dim,
                 padded_rows(num_examples, mesh.size),
+                config.bank.dtype,
+                mesh,
             ),
         )
 

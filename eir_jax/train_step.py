@@ -11,7 +11,13 @@ from ml_collections import ConfigDict
 
 from eir_jax import losses, sharding
 from eir_jax.evaluation import health
-from eir_jax.memory_bank import Relations, relate_view, relate_views, update_memory_bank
+from eir_jax.memory_bank import (
+    Relations,
+    read_rows,
+    relate_view,
+    relate_views,
+    update_memory_bank,
+)
 from eir_jax.models.encoder import Encoder
 from eir_jax.train_state import TrainState, state_shardings
 
@@ -35,8 +41,8 @@ def make_train_step(
     `ratio` [batch] in [0, 1]. Metrics are the scalars `loss`, `loss_instance`,
     `loss_intra`, `loss_inter` (those in use), `learning_rate`, and the label-free
     health of the batch: `embedding_std`, `bank_drift` (mean of 1 - cosine of a row with
-    what replaces it) and, where both views are encoded, `alignment`, `positive_rank`,
-    `entropy_p`, `entropy_q`.
+    what replaces it), `gradient_norm` and, where both views are encoded, `alignment`,
+    `positive_rank`, `entropy_p`, `entropy_q`.
     """
     slots = ("view1", "view2", "mixed")
     everywhere = sharding.replicated(mesh)
@@ -57,7 +63,7 @@ def make_train_step(
         named = dict(
             zip((n for n in slots if n in batch), embedding.swapaxes(0, 1), strict=True)
         )
-        terms = loss_terms(config, named, memory_bank, batch, num_examples)
+        terms = loss_terms(config, named, memory_bank, batch, num_examples, mesh)
         loss = (
             terms["loss_instance"]
             + config.lambda_intra * terms.get("loss_intra", 0.0)
@@ -70,10 +76,15 @@ def make_train_step(
             loss_fn, has_aux=True
         )(state.params, state.batch_stats, state.memory_bank, batch)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        index = jax.lax.with_sharding_constraint(batch["index"], everywhere)
+        before = read_rows(state.memory_bank, index, mesh)
+        # A loss that is not finite writes no row. And, as writing waits for the loss,
+        # all that reads the old rows is done: XLA need not copy the bank to keep them.
+        written = jnp.where(jnp.isfinite(loss), index, -1)
         bank = update_memory_bank(
-            state.memory_bank, batch["index"], view1, config.bank_momentum
+            state.memory_bank, written, view1, config.bank_momentum, mesh
         )
-        written = bank[batch["index"]] * state.memory_bank[batch["index"]]
+        drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -84,7 +95,8 @@ def make_train_step(
         return new_state, {
             "loss": loss,
             **terms,
-            "bank_drift": 1 - written.sum(1).mean(),
+            "bank_drift": drift,
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
         }
 
@@ -97,14 +109,16 @@ def loss_terms(
     memory_bank: Float[Array, "rows dim"],
     batch: Batch,
     num_examples: int,
+    mesh: Mesh | None = None,
 ) -> Metrics:
     """Return the terms of Eq. 10 that are in use, and the batch's health, by name."""
     index, tau = batch["index"], config.temperature
     view1 = embedding["view1"]
-    if config.instance.form == "ir":
-        log_p = relate_view(memory_bank, view1, index, num_examples, tau)
+    how = {"form": config.bank.form, "mesh": mesh}
+    if config.instance.form == "ir" and not config.lambda_intra:
+        log_p = relate_view(memory_bank, view1, index, num_examples, tau, **how)
         terms = {"loss_instance": losses.ir_loss(log_p)}
-    if config.instance.form != "ir" or config.lambda_intra:
+    else:
         relations: Relations = relate_views(
             memory_bank,
             view1,
@@ -115,8 +129,11 @@ def loss_terms(
             divergence_temperature=config.intra.temperature,
             stop_gradient=config.intra.stop_gradient,
             symmetric=config.intra.symmetric,
+            **how,
         )
-        if config.instance.form != "ir":
+        if config.instance.form == "ir":
+            terms = {"loss_instance": losses.ir_loss(relations.log_p)}
+        else:
             terms = {
                 "loss_instance": losses.iraug_loss(relations, config.instance.form)
             }
@@ -140,6 +157,7 @@ def loss_terms(
                 num_examples,
                 tau,
                 literal=config.inter.literal,
+                **how,
             )
         else:
             terms["loss_inter"] = losses.inter_loss(

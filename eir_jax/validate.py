@@ -16,6 +16,8 @@ CHOICES = {
     "model.stem": ("small", "imagenet"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
+    "bank.form": ("auto", "dense", "streamed"),
+    "bank.dtype": ("float32", "bfloat16"),
     "data.source": ("digits", "arrays", "tfds", "folder"),
     "data.fit": ("crop", "squash"),
     "data.keep": ("pixels", "encoded"),
@@ -26,11 +28,11 @@ CHOICES = {
 RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
-        "seed eval_every_epochs data.resize",
+        "seed num_epochs eval_every_epochs data.resize skip_not_finite",
     ),
     "at least 1": (
         lambda x: x >= 1,
-        "num_epochs batch_size model.width model.embedding_dim batch_norm.groups "
+        "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
         "linear.batch_size",
@@ -76,8 +78,16 @@ def validate(config: ConfigDict) -> None:
     _raise(problems)
 
 
-def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> None:
+def validate_sizes(
+    config: ConfigDict,
+    num_examples: int,
+    num_devices: int,
+    num_voters: int | None = None,
+) -> None:
     """Check the settings against the data and the devices.
+
+    `num_voters` are the labelled training images, which vote in kNN; 0 where there is
+    no kNN, and all where it is left out.
 
     Raises:
       UserError: naming every problem, each with the way out.
@@ -94,11 +104,13 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
             f"batch_size={batch} does not divide over {num_devices} devices; use "
             f"{_nearest_multiples(batch, num_devices)}"
         )
-    if config.eval_every_epochs and max(config.knn.k) > num_examples:
-        fitting = ",".join(str(k) for k in config.knn.k if k <= num_examples)
+    voters = num_examples if num_voters is None else num_voters
+    if config.eval_every_epochs and 0 < voters < max(config.knn.k):
+        fitting = ",".join(str(k) for k in config.knn.k if k <= voters)
         problems.append(
-            f"knn.k={config.knn.k} asks for more neighbours than the {num_examples} "
-            f"training images; use --config.knn.k={fitting or num_examples}"
+            f"knn.k={config.knn.k} asks for more neighbours than the {voters} "
+            f"{'labelled ' * (voters < num_examples)}training images; use "
+            f"--config.knn.k={fitting or voters}"
         )
     _raise(problems)
 

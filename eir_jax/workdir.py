@@ -14,10 +14,12 @@ from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
 
 # A run may go on with other values of these: they decide what is recorded, where the
-# data lies and when training ends, not what any step computes.
+# data lies and when training ends, not what any step computes. So may num_epochs while
+# there is one round; of several it says when the learning rate starts anew.
 FREE_KEYS = (
-    "num_epochs",
+    "num_rounds",
     "data.path",
+    "bank.form",
     "data.expected",
     "data.placement",
     "knn.",
@@ -29,6 +31,7 @@ FREE_KEYS = (
     "eval_every_epochs",
     "checkpoint_every_epochs",
     "keep_checkpoints",
+    "skip_not_finite",
 )
 
 
@@ -80,10 +83,12 @@ def check_settings(config: ConfigDict, workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         return
     old, new = flatten(read_config(workdir / "config.json")), flatten(config)
+    one_round = old.get("num_rounds", 1) == new["num_rounds"] == 1
+    free = (*FREE_KEYS, "num_epochs") if one_round else FREE_KEYS
     different = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+        if old.get(key) != new.get(key) and not key.startswith(free)
     ]
     if different:
         raise UserError(

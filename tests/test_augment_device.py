@@ -31,9 +31,11 @@ def device_batches(images, config, start, stop, devices=1):
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
-@pytest.mark.parametrize(("stored", "size"), [(32, 32), (128, 112)])
-def test_both_pipelines_agree(kind, stored, size):
-    """The issue of a pixel: <= 2/255 in the mean, <= 8/255 anywhere."""
+@pytest.mark.parametrize(
+    ("stored", "size", "mean", "largest"),
+    [(32, 32, 0.01, 1), (128, 112, 1, 8)],  # of 255; Pillow rounds the large ones
+)
+def test_both_pipelines_agree(kind, stored, size, mean, largest):
     pytest.importorskip("tensorflow")
     images = smooth_images(stored)
     config = small_config(**{"interpolation.kind": kind, "data.image_size": size})
@@ -46,8 +48,8 @@ def test_both_pipelines_agree(kind, stored, size):
         for name in ("view1", "view2", "mixed"):
             assert ours[name].shape == (16, size, size, 3)
             difference = np.abs(np.asarray(ours[name]) - theirs[name])
-            assert difference.mean() <= 0.01 * LEVEL
-            assert difference.max() <= LEVEL
+            assert difference.mean() <= mean * LEVEL
+            assert difference.max() <= largest * LEVEL
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])

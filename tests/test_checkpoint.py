@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from small import NUM_EXAMPLES, SmallRun
+from small import NUM_EXAMPLES, SmallRun, small_config
 
 from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from eir_jax.errors import UserError
@@ -66,6 +66,22 @@ def test_restores_on_other_device_counts(states, saved, devices):
     np.testing.assert_array_equal(state.memory_bank[rows], states[3].memory_bank[rows])
     assert not np.asarray(state.memory_bank)[NUM_EXAMPLES:].any()
     equal(state.params, states[3].params)
+
+
+def test_bank_of_bfloat16_keeps_its_type(tmp_path):
+    run = SmallRun(small_config(**{"bank.dtype": "bfloat16"}))
+    state = run.create()
+    assert state.memory_bank.dtype == jax.numpy.bfloat16
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(state, META, None)
+    checkpoints.wait()
+    restored = checkpoints.restore(0, SmallRun(run.config, devices=8).abstract())
+    assert restored.memory_bank.dtype == jax.numpy.bfloat16
+    equal(restored, jax.device_get(state))
+    overwrite(tmp_path / "c" / "0")
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.restore(0, run.abstract())
+    checkpoints.close()
 
 
 def test_keeps_the_newest_and_the_best(states, tmp_path):

@@ -162,6 +162,8 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("lambda_intra=-1", "lambda_intra=-1.0 must be"),
         ("bank_momentum=1", r"bank_momentum=1.0 must be in \[0, 1\)"),
         ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
+        ("bank.form=sparse", "bank.form='sparse' is none of auto, dense, streamed"),
+        ("bank.dtype=float16", "bank.dtype='float16' is none of float32, bfloat16"),
         ("model.name=vgg", "model.name='vgg' is none of resnet18"),
         ("data.source=arrays", "data.path is empty"),
         ("batch_norm.groups=3", "use 63 or 66"),
@@ -178,8 +180,8 @@ def test_inconsistent_settings_are_refused_in_words(word, message):
 
 
 def test_all_problems_are_said_at_once():
-    config = load_config(DIGITS, ["--config.seed=-1", "--config.num_epochs=0"])
-    with pytest.raises(UserError, match=r"seed=-1 .*; num_epochs=0"):
+    config = load_config(DIGITS, ["--config.seed=-1", "--config.num_rounds=0"])
+    with pytest.raises(UserError, match=r"seed=-1 .*; num_rounds=0"):
         validate(config)
 
 

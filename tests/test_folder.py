@@ -440,7 +440,7 @@ def test_loading_imports_neither_tensorflow_nor_jax(tmp_path):
     assert result.returncode == 0, result.stderr.decode()
 
 
-def test_trains_evaluates_and_refuses_a_changed_folder(tmp_path, capsys):
+def test_trains_evaluates_and_refuses_a_changed_folder(one_device, tmp_path, capsys):
     pytest.importorskip("tensorflow", reason="the tf.data pipeline needs TensorFlow")
     from eir_jax.embed import main as embed
     from eir_jax.evaluate import evaluate

@@ -1,8 +1,6 @@
 """Data sets: fixed splits, hashes, and bad files refused in words."""
 
 import io
-import socket
-import time
 
 import numpy as np
 import pytest
@@ -90,6 +88,22 @@ def test_labels_and_test_may_be_absent_until_they_are_needed(tmp_path):
         labelled(dataset, "test")
 
 
+def test_unlabelled_images_are_told_apart(tmp_path):
+    """-1 among the labels: kept as images, left out by `labelled`, with their rows."""
+    some = np.array([-1, 2, -1, 0, 1, -1, -1, 2, 2, 2, 2, -1])
+    path = save(tmp_path / "a.npz", train_labels=some, test_labels=np.full(5, -1))
+    dataset = load(arrays_config(path))
+    np.testing.assert_array_equal(dataset.train.labels, some)
+    found = labelled(dataset, "train")
+    np.testing.assert_array_equal(found.rows, [1, 3, 4, 7, 8, 9, 10])
+    np.testing.assert_array_equal(found.labels, some[found.rows])
+    np.testing.assert_array_equal(found.images, dataset.train.images[found.rows])
+    with pytest.raises(UserError, match="test images of mine have no labels"):
+        labelled(dataset, "test")
+    whole = load(arrays_config(save(tmp_path / "b.npz")))
+    assert labelled(whole, "train").images is whole.train.images
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -103,7 +117,7 @@ def test_labels_and_test_may_be_absent_until_they_are_needed(tmp_path):
         ({"test_images": np.zeros((9, 8), np.uint8)}, "'test_images' of"),
         ({"train_labels": np.arange(3)}, "must hold 12 whole numbers"),
         ({"train_labels": np.linspace(0, 1, 12)}, "float64"),
-        ({"test_labels": np.full(5, -1)}, "classes count from 0"),
+        ({"test_labels": np.full(5, -2)}, "classes count from 0, and -1 is an"),
         ({"train_labels": np.array([None] * 12)}, "of plain arrays"),
         ({"test_images": None}, r"holds no 'test_images' \(it holds: train_images"),
         ({"train_labels": np.full(12, 2**40)}, "holds 1099511627776"),
@@ -161,51 +175,3 @@ def test_missing_file_is_refused_in_words(tmp_path):
         load(arrays_config(tmp_path / "absent.npz"))
     with pytest.raises(UserError, match="there is no file"):
         load(arrays_config(tmp_path))  # a folder
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("cifar11", r"no data set 'cifar11'.*did you mean cifar10"),
-        ("", "no data set ''"),
-        ("cifar10/none", "no data set 'cifar10/none'"),
-        ("mnist", r"\[28, 28, 1\].*data.image_size is 32"),
-        ("imagenette", r"\[None, None, 3\]"),
-        ("wiki40b", "needs an 'image' and a class 'label'"),
-    ],
-)
-def test_tfds_refuses_in_words(tmp_path, name, message):
-    # TFDS describes sets of text only with TensorFlow.
-    pytest.importorskip("tensorflow" if name == "wiki40b" else "tensorflow_datasets")
-    config = base.get_config().data
-    config.path, config.name = str(tmp_path), name
-    with pytest.raises(UserError, match=message):
-        load(config)
-
-
-def test_tfds_without_a_network_says_so_at_once(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    config = base.get_config().data
-    config.path = str(tmp_path)
-    began = time.monotonic()
-    with pytest.raises(UserError, match=r"data\.source=arrays") as refused:
-        load(config)
-    assert time.monotonic() - began < 20  # TFDS itself: 204 s
-    assert f"{tmp_path}/downloads/manual" in str(refused.value)
-
-
-def no_network(*_, **__):
-    raise socket.gaierror(-2, "Name or service not known")
-
-
-def test_tfds_is_read(tmp_path):
-    """TFDS's own mock: the real schema, random images."""
-    pytest.importorskip("tensorflow")
-    tfds = pytest.importorskip("tensorflow_datasets")
-    config = base.get_config().data
-    with tfds.testing.mock_data(num_examples=7):
-        dataset = load(config)
-    assert dataset.train.images.shape == (7, 32, 32, 3)
-    assert dataset.test.labels.shape == (7,)
-    assert len(dataset.class_names) == 10

@@ -43,9 +43,13 @@ VARIANTS = pytest.mark.parametrize(
     [
         {},
         {"batch_norm.groups": 2, "batch_norm.sharing": "all"},
-        {"inter.negatives": "bank", "intra.symmetric": True},
+        {
+            "inter.negatives": "bank",
+            "intra.symmetric": True,
+            "bank.form": "streamed",
+        },
     ],
-    ids=["paper", "groups", "bank negatives"],
+    ids=["paper", "groups", "streamed bank negatives"],
 )
 
 
@@ -161,6 +165,15 @@ def test_bank_is_split_by_rows():
     assert state.memory_bank.sharding.shard_shape(state.memory_bank.shape) == (64, 16)
 
 
+def test_a_loss_that_is_not_finite_writes_no_row(run):
+    state, batch = run.create(), run.put(0)
+    before = np.array(state.memory_bank)
+    batch["view2"] = jnp.full_like(batch["view2"], jnp.nan)
+    state, metrics = run.compiled(state)(state, batch)
+    assert not np.isfinite(metrics["loss"])
+    np.testing.assert_array_equal(state.memory_bank, before)
+
+
 def test_learning_rate_follows_the_schedule(run):
     config = small_config(**{"optimizer.milestones": (1, 2)})
     schedule = make_schedule(config, STEPS_PER_EPOCH)
@@ -191,7 +204,7 @@ def test_terms_left_out_are_not_computed(changes, names):
     if names == {"loss_instance"}:
         del batch["view2"]
     _, metrics = jax.eval_shape(run.pure_step, run.create(), batch)
-    health = {"embedding_std", "bank_drift"}
+    health = {"embedding_std", "bank_drift", "gradient_norm"}
     if "view2" in batch:
         health |= {"alignment", "positive_rank", "entropy_p", "entropy_q"}
     assert metrics.keys() == names | health | {"loss", "learning_rate"}

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from eir_jax import sharding
 from eir_jax.data.augment import crop_planes, recolour
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.order import VIEWS
 from eir_jax.data.views import (
     NUM_UNIFORMS,
@@ -25,13 +26,16 @@ Batch = dict[str, Array]
 
 
 def put_images(
-    images: UInt8[np.ndarray, "n height width 3"], config: ConfigDict, mesh: Mesh
+    images: UInt8[np.ndarray, "n height width 3"] | EncodedImages,
+    config: ConfigDict,
+    mesh: Mesh,
 ) -> UInt8[Array, "rows height width 3"]:
     """Put all images onto the devices, as `data.placement` says.
 
     'replicated': each device holds all of them. 'sharded': each holds an equal part,
     black images at the end if need be.
     """
+    images = np.asarray(images)
     if config.data.placement == "replicated":
         where = sharding.replicated(mesh)
     else:

@@ -47,9 +47,11 @@ def load_folder(config: ConfigDict) -> Dataset:
     """Load the folder `data.path`: train/CLASS/*, CLASS/*, or pictures without classes.
 
     A test split lies in test/ or val/, beside train/ (`data.test_split`,
-    `data.train_split`). Labels are the places of the classes in the sorted names of
-    both splits, or in `data.class_list`. A picture's index is its place in the sorted
-    relative paths, the broken ones left out; hidden files and folders are none.
+    `data.train_split`; 'train+test' is both). With `data.test_classes`, CLASS/* and
+    train+test hold the test split too, in other classes. Labels are the places of the
+    classes in the sorted names of both splits, or in `data.class_list`. A picture's
+    index is its place in the sorted relative paths, the broken ones left out; hidden
+    files and folders are none.
 
     Raises:
       UserError: there is no such folder, or no pictures in it as the settings say.
@@ -62,8 +64,12 @@ def load_folder(config: ConfigDict) -> Dataset:
     places, notes = _places(root, config)
     found = {}
     for split, place in places.items():
-        found[split], empty = _find(root, place)
-        notes += [f"{name} holds no pictures" for name in empty]
+        parts = []
+        for name in place.split("+"):
+            part, empty = _find(root, name)
+            parts.append(part)
+            notes += [f"{name} holds no pictures" for name in empty]
+        found[split] = _joined(root, parts)
     names = sorted({name for f in found.values() for name in f.classes or ()})
     labels_of = np.arange(len(names))
     if config.class_list and names:
@@ -87,7 +93,7 @@ def load_folder(config: ConfigDict) -> Dataset:
         splits["train"],
         splits.get("test"),
         class_names or None,
-        tuple(notes),
+        tuple(dict.fromkeys(notes)),
         tuple(files),
     )
 
@@ -96,6 +102,11 @@ def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
     """Return the folder of each split below the root, '' for itself, and notes."""
     train, test = config.train_split, config.test_split
     inside = set(_folders(root))
+    whole = {"train": ""}
+    if tuple(config.test_classes) != (0, 0):
+        whole["test"] = ""  # the same folder, other classes
+    if "+" in train + test and {*train.split("+"), *test.split("+")} <= inside:
+        return {"train": train, "test": test}, []
     tests = [name for name in dict.fromkeys((test, "val")) if name in inside]
     others = sorted(inside - {train, *tests})
     if train not in inside:
@@ -104,13 +115,13 @@ def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
                 f"{root} holds {tests[0]}/ but no {train}/ (data.train_split); put the "
                 "training pictures there"
             )
-        return {"train": ""}, []
+        return whole, []
     if (
         others
         and not tests
         and all(map(_holds_loose, (root / train, *(root / x for x in others))))
     ):
-        return {"train": ""}, []  # classes, of which one is called train
+        return whole, []  # classes, of which one is called train
     places = {"train": train}
     if tests:
         places["test"] = tests[0]
@@ -158,6 +169,28 @@ def _find(root: Path, place: str) -> tuple[Found, list[str]]:
     classes = [path.split("/")[0] for path in paths]
     empty = [prefix + name for name in _folders(folder) if name not in set(classes)]
     return Found([prefix + path for path in paths], classes), empty
+
+
+def _joined(root: Path, parts: Sequence[Found]) -> Found:
+    """Return the pictures of several folders as one split, sorted.
+
+    Raises:
+      UserError: some have classes and some have none.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    paths = [path for part in parts for path in part.paths]
+    if all(part.classes is None for part in parts):
+        return Found(sorted(paths), None)
+    for part in parts:
+        if part.classes is None:
+            raise UserError(
+                f"{root / part.paths[0]} lies in no class folder, others of its split "
+                "do; put every picture into a class folder, or none"
+            )
+    classes = [name for part in parts for name in part.classes or ()]
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    return Found([paths[row] for row in order], [classes[row] for row in order])
 
 
 def _shown(path: str) -> bool:

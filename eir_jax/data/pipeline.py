@@ -5,13 +5,16 @@ only what the step needs to make them itself (see augment_device.py), and Tensor
 not imported.
 """
 
-from collections.abc import Callable, Generator
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
+from PIL import Image
 
 from eir_jax.data.augment import crop_planes, recolour
 from eir_jax.data.encoded import EncodedImages
@@ -36,7 +39,7 @@ from eir_jax.interpolation import mix
 Images = np.ndarray | EncodedImages
 Batch = dict[str, np.ndarray]
 # Pixels, height or width. Up to it whole batches are cropped by matrix products; beyond
-# it image by image, where a filter that skips the zeros is faster.
+# it image by image, by Pillow, whose filter skips the zeros.
 LARGEST_BATCHED = 96
 
 
@@ -157,7 +160,8 @@ def _pixel_batches(
     pixels = _make_pixels(tf, images, recipe, plans.map(lambda *plan: plan[:2]), local)
     dataset = tf.data.Dataset.zip(plans, pixels)
     dataset = dataset.map(finished, num_parallel_calls=tf.data.AUTOTUNE)
-    yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    with _user_errors(tf):
+        yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 def make_view_batches(
@@ -205,8 +209,9 @@ def make_view_batches(
 
     plans = tf.data.Dataset.range(0, len(images), batch_size).map(planned)
     pixels = _make_pixels(tf, images, recipe, plans, batch_size)
-    for batch in pixels.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-        yield batch[:, 0]
+    with _user_errors(tf):
+        for batch in pixels.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+            yield batch[:, 0]
 
 
 def _import_tensorflow():
@@ -219,6 +224,18 @@ def _import_tensorflow():
         ) from None
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
     return tf
+
+
+@contextmanager
+def _user_errors(tf) -> Iterator[None]:
+    """Hand on what TensorFlow wraps: a picture that can no longer be read."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"UserError: (.*)", error.message)
+        if not found:
+            raise
+        raise UserError(found[1]) from None
 
 
 def _coefficients(
@@ -251,37 +268,35 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
     Returns:
       A dataset of float32 [batch, views, size, size, 3].
     """
-    size = recipe.image_size
+    size, shape = recipe.image_size, images.shape[1:]
 
-    @tf.function
-    def coloured(planes, numbers):
+    @tf.function(jit_compile=True)  # a third faster for large views
+    def finish(squares, numbers):  # uint8 [n, size, size, 3], cut already
+        planes = tf.transpose(tf.cast(squares, tf.float32) * (1 / 255), (0, 3, 1, 2))
         return recolour(planes, numbers, recipe, tf)
 
-    def fetch(index):
-        return images[index]
+    def cut_and_finish(whole, numbers):
+        planes = tf.transpose(tf.cast(whole, tf.float32), (0, 3, 1, 2))
+        return recolour(crop_planes(planes, numbers, size, tf), numbers, recipe, tf)
 
     def make_batch(index, numbers):
         shown = numbers.shape[1]
-        wanted, numbers = (
-            tf.reshape(index, [-1]),
-            tf.reshape(numbers, [-1, NUM_COEFFICIENTS]),
+        wanted = tf.reshape(index, [-1])
+        whole = tf.numpy_function(
+            lambda index: images[index], [wanted], tf.uint8, stateful=False
         )
-        raw = tf.numpy_function(fetch, [wanted], tf.uint8, stateful=False)
-        raw = tf.ensure_shape(raw, [None, *images.shape[1:]])
-        planes = tf.transpose(tf.cast(raw, tf.float32), (0, 3, 1, 2))
-        views = coloured(crop_planes(planes, numbers, size, tf), numbers)
+        whole = tf.ensure_shape(whole, [None, *shape])
+        numbers = tf.reshape(numbers, [-1, NUM_COEFFICIENTS])
+        views = cut_and_finish(whole, numbers)
         return tf.reshape(views, [-1, shown, size, size, 3])
 
-    if (
-        not isinstance(images, EncodedImages)
-        and max(images.shape[1:3]) <= LARGEST_BATCHED
-    ):
+    if isinstance(images, np.ndarray) and max(shape[:2]) <= LARGEST_BATCHED:
         return plans.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
 
     cut = _make_cut(tf, images, size)
 
     def make_one(index, numbers):
-        return coloured(cut(index, numbers), numbers)
+        return finish(cut(index, numbers), numbers)
 
     instances = plans.flat_map(lambda *plan: tf.data.Dataset.from_tensor_slices(plan))
     views = instances.map(make_one, num_parallel_calls=tf.data.AUTOTUNE)
@@ -289,23 +304,23 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
 
 
 def _make_cut(tf, images: Images, size: int):
-    """Return cut(index [v], coefficients [v, k]) -> float32 [v, 3, size, size].
+    """Return cut(index [v], coefficients [v, k]) -> uint8 [v, size, size, 3].
 
     The views are of one instance. Those of one picture are cut from one decoded window,
     the smallest that holds them: of a JPEG nothing else is decoded.
     """
 
     def read(index):
-        if isinstance(images, EncodedImages) and images.plain[index]:
-            return images.read(index), True
-        return b"", False
+        assert isinstance(images, EncodedImages)
+        plain = images.plain[index]
+        return images.read(index) if plain else b"", plain
 
     def look(index, window):
-        picture = (
+        whole = (
             images[index] if isinstance(images, np.ndarray) else images.picture(index)
         )
         top, left, height, width = window
-        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+        return np.ascontiguousarray(whole[top : top + height, left : left + width])
 
     def decode(index, window):
         def otherwise():
@@ -324,21 +339,25 @@ def _make_cut(tf, images: Images, size: int):
             otherwise,
         )
 
+    def squares(window, boxes, flips):
+        """Pillow's filter is twice as fast as TensorFlow's, and lets others run."""
+        views = []
+        for (top, left, height, width), flip in zip(boxes, flips, strict=True):
+            part = Image.fromarray(window[top : top + height, left : left + width])
+            view = part.resize((size, size), Image.Resampling.BILINEAR)
+            views.append(np.asarray(view)[:, :: -1 if flip else 1])
+        return np.stack(views)
+
     def cut_picture(index, numbers):
         boxes = tf.cast(numbers[:, :4], tf.int32)
         corner = tf.reduce_min(boxes[:, :2], axis=0)
         end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0)
-        picture = decode(index, tf.concat([corner, end - corner], axis=0))
-        views = []
-        for view in range(numbers.shape[0]):
-            top, left = tf.unstack(boxes[view, :2] - corner)
-            height, width = tf.unstack(boxes[view, 2:])
-            part = picture[top : top + height, left : left + width]
-            part = tf.ensure_shape(part, [None, None, 3])
-            part = _resize(tf, part, size)
-            views.append(part[:, :: 1 - 2 * tf.cast(numbers[view, 4], tf.int32)])
-        planes = tf.transpose(tf.stack(views), (0, 3, 1, 2)) * (1 / 255)
-        return tf.ensure_shape(planes, [numbers.shape[0], 3, size, size])
+        window = decode(index, tf.concat([corner, end - corner], axis=0))
+        inside = tf.concat([boxes[:, :2] - corner, boxes[:, 2:]], axis=1)
+        views = tf.numpy_function(
+            squares, [window, inside, numbers[:, 4]], tf.uint8, stateful=False
+        )
+        return tf.ensure_shape(views, [numbers.shape[0], size, size, 3])
 
     def cut(index, numbers):
         own = min(index.shape[0], 2)  # a third one is the partner's
@@ -348,28 +367,3 @@ def _make_cut(tf, images: Images, size: int):
         return tf.concat(parts, axis=0)
 
     return cut
-
-
-def _resize(tf, image: Any, size: int) -> Any:
-    """Resize uint8 [h, w, 3] to float32 [size, size, 3], as Pillow's bilinear filter.
-
-    Only where a side shrinks does the slower, antialiasing filter differ.
-    """
-
-    def shrink():
-        return tf.raw_ops.ScaleAndTranslate(
-            images=image[None],
-            size=[size, size],
-            scale=size / tf.cast(tf.shape(image)[:2], tf.float32),
-            translation=[0.0, 0.0],
-            kernel_type="triangle",
-            antialias=True,
-        )
-
-    def enlarge():
-        return tf.raw_ops.ResizeBilinear(
-            images=image[None], size=[size, size], half_pixel_centers=True
-        )
-
-    shrinks = tf.reduce_any(tf.shape(image)[:2] > size)
-    return tf.ensure_shape(tf.cond(shrinks, shrink, enlarge)[0], [size, size, 3])

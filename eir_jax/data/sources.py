@@ -4,19 +4,16 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 """
 
 import dataclasses
-import difflib
 import hashlib
-import logging
-import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.errors import UserError
+from eir_jax.errors import UserError, first_line
 
 NUM_DIGITS_TRAIN = 1437
 
@@ -28,14 +25,16 @@ class Split:
     images: np.ndarray | EncodedImages
     """uint8 [n, side, side, 3]."""
     labels: np.ndarray | None
-    """int32 [n], from 0 on."""
+    """int32 [n], from 0 on; -1: unlabelled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSplit(Split):
-    """Images whose classes are known."""
+    """The images of a split whose classes are known."""
 
     labels: np.ndarray
+    rows: np.ndarray
+    """int64 [n]: which of the split they are."""
 
 
 class PictureFile(NamedTuple):
@@ -122,13 +121,28 @@ def existing(dataset: Dataset, split: str) -> Split:
 
 
 def labelled(dataset: Dataset, split: str) -> LabelledSplit:
-    """Return the 'train' or 'test' split with its labels.
+    """Return what is labelled of the 'train' or 'test' split.
 
     Raises:
       UserError: there is no such split, or it has no labels.
     """
-    found = existing(dataset, split)
-    if found.labels is None:
+    from eir_jax.data.class_list import take
+
+    found, rows = existing(dataset, split), labelled_rows(dataset, split)
+    if len(rows) < len(found.images):
+        found = take(found, rows)
+    assert found.labels is not None
+    return LabelledSplit(found.images, found.labels, rows)
+
+
+def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
+    """Return which images of the 'train' or 'test' split are labelled: int64 [n].
+
+    Raises:
+      UserError: there is no such split, or it has no labels.
+    """
+    labels = existing(dataset, split).labels
+    if labels is None or not (labels >= 0).any():
         way_out = f"add '{split}_labels' to the data"
         if dataset.source == "folder":
             way_out = "put them into one folder a class"
@@ -136,7 +150,7 @@ def labelled(dataset: Dataset, split: str) -> LabelledSplit:
             f"the {split} images of {dataset.name} have no labels, which evaluation "
             f"needs; {way_out}"
         )
-    return LabelledSplit(found.images, found.labels)
+    return np.flatnonzero(labels >= 0)
 
 
 def _digits(config: ConfigDict) -> Dataset:
@@ -182,7 +196,7 @@ def _arrays(config: ConfigDict) -> Dataset:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # a damaged file raises some ten types
         raise UserError(
-            f"{path} cannot be read as an .npz of plain arrays ({_reason(error)}); "
+            f"{path} cannot be read as an .npz of plain arrays ({first_line(error)}); "
             "write it anew with numpy.savez"
         ) from None
     needed = ["train_images"] + ["test_images"] * ("test_labels" in arrays)
@@ -196,11 +210,6 @@ def _arrays(config: ConfigDict) -> Dataset:
         test = _checked_split(path, arrays, "test", config)
     names = _checked_names(path, arrays, train, test)
     return Dataset("arrays", config.name, train, test, names)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's text, or its type."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _checked_names(
@@ -258,96 +267,18 @@ def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> 
             f"must hold {len(images)} whole numbers, one for each image"
         )
     for label in (labels.min(), labels.max()):
-        if not 0 <= label < 2**31:
+        if not -1 <= label < 2**31:
             raise UserError(
-                f"'{split}_labels' of {path} holds {label}; classes count from 0"
+                f"'{split}_labels' of {path} holds {label}; classes count from 0, and "
+                "-1 is an unlabelled image"
             )
     return Split(images, labels.astype(np.int32))
 
 
 def _tfds(config: ConfigDict) -> Dataset:
-    """A data set of TensorFlow Datasets with `train` and `test` splits, in memory."""
-    try:
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.core.download import downloader
-    except ImportError as error:
-        raise _needs(error) from None
-    downloader.MAX_RETRIES = 1  # without a network, say so at once
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each try
-    name, size = config.name, config.image_size
-    try:
-        builder = tfds.builder(name, data_dir=config.path or None)
-    except ModuleNotFoundError as error:
-        raise _needs(error) from None
-    except Exception as error:  # TFDS raises many types
-        known = re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)
-        near = difflib.get_close_matches(name, known)
-        why = _reason(error) if not known else ""
-        hint = f"did you mean {' or '.join(near)}?" if near else why
-        raise UserError(
-            f"TFDS has no data set '{name}' (data.name){hint and '; ' + hint}"
-        ) from None
-    features = dict(builder.info.features or {})
-    if "image" not in features or not hasattr(features.get("label"), "names"):
-        raise UserError(
-            f"TFDS's {name} holds {', '.join(features)}; data.source=tfds needs an "
-            "'image' and a class 'label' of each"
-        )
-    shape = features["image"].shape
-    if shape != (size, size, 3):
-        raise UserError(
-            f"TFDS's {name} has images of {list(shape)} (height, width, channels; "
-            f"None: any) and data.image_size is {size}: all must be {size}x{size} in "
-            "colour; set data.image_size, or bring them to one size as an .npz "
-            "(data.source=arrays)"
-        )
-    tfds.disable_progress_bar()
-    try:
-        builder.download_and_prepare()
-        train = _tfds_split(builder, "train")
-        splits = builder.info.splits  # empty in TFDS's mock
-        test = None
-        if not splits or "test" in splits:
-            test = _tfds_split(builder, "test")
-    except ModuleNotFoundError as error:
-        raise _needs(error) from None
-    except Exception as error:  # TFDS raises many types
-        raise UserError(
-            f"TFDS cannot prepare {name} in {builder.data_dir} ({_reason(error)}); "
-            "prepare it where there is a network and give its folder as data.path, or "
-            f"put the archives into {_manual_folder(builder)}, or use "
-            "data.source=arrays with a local .npz"
-        ) from None
-    return Dataset("tfds", name, train, test, tuple(features["label"].names))
+    from eir_jax.data.tfds import load_tfds
 
-
-def _manual_folder(builder: Any) -> Path:
-    """Return where TFDS looks for archives: beside the data sets, not below one."""
-    above = builder.data_dir.removesuffix(builder.info.full_name)
-    return Path(above) / "downloads" / "manual"
-
-
-def _needs(error: ImportError) -> UserError:
-    return UserError(
-        f"data.source=tfds needs a library that is absent ({error}); install "
-        "requirements.txt or use data.source=arrays"
-    )
-
-
-def _tfds_split(builder: Any, split: str) -> Split:
-    columns: dict[str, list] = {"image": [], "label": []}
-    if builder.info.file_format.value == "array_record":  # read without TensorFlow
-        examples = builder.as_data_source(split=split)
-    else:
-        import tensorflow_datasets as tfds
-
-        examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
-    for example in examples:
-        for key, column in columns.items():
-            column.append(example[key])
-    return Split(
-        np.asarray(columns["image"], np.uint8), np.asarray(columns["label"], np.int32)
-    )
+    return load_tfds(config)
 
 
 def _sha256(*arrays: np.ndarray | EncodedImages | None) -> str:

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from eir_jax import sharding
+from eir_jax.data.class_list import take
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.sources import Dataset, Split, existing, labelled
+from eir_jax.data.sources import Dataset, Split, existing, labelled, labelled_rows
 from eir_jax.errors import UserError
 from eir_jax.evaluation import health
 from eir_jax.evaluation.embed import describe_view
@@ -36,12 +37,21 @@ Result = tuple[dict[str, Any], Protocol]
 
 
 class Embedded(NamedTuple):
-    """A split and what the encoder says of it."""
+    """A split, or what is labelled of it, and what the encoder says of it."""
 
     images: np.ndarray | EncodedImages
     labels: np.ndarray | None
     embedding: Float[np.ndarray, "row dim"]
     feature: Float[np.ndarray, "row feature"]
+
+    def take(self, rows: np.ndarray) -> "Embedded":
+        """Return some of the rows."""
+        if len(rows) == len(self.embedding):
+            return self
+        kept = take(Split(self.images, self.labels), rows)
+        return Embedded(
+            kept.images, kept.labels, self.embedding[rows], self.feature[rows]
+        )
 
 
 class Subject(NamedTuple):
@@ -50,12 +60,12 @@ class Subject(NamedTuple):
     run: Run
     dataset: Dataset
     train: Embedded | None
-    """None where no task asked for needs it."""
+    """What is labelled of it; None where no task asked for needs it."""
     test: Embedded
 
 
 def embed_subject(run: Run, dataset: Dataset, with_train: bool) -> Subject:
-    """Embed the test split, and train where it is needed, each once."""
+    """Embed the test split, and of train, where it is needed, what is labelled."""
 
     def embed(name: str, split: Split) -> Embedded:
         with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
@@ -63,9 +73,8 @@ def embed_subject(run: Run, dataset: Dataset, with_train: bool) -> Subject:
         return Embedded(split.images, split.labels, *map(np.asarray, output))
 
     test = embed("test", existing(dataset, "test"))
-    return Subject(
-        run, dataset, embed("train", dataset.train) if with_train else None, test
-    )
+    train = embed("train", labelled(dataset, "train")) if with_train else None
+    return Subject(run, dataset, train, test)
 
 
 def knn(subject: Subject, progress: Progress | None = None) -> Result:
@@ -76,7 +85,8 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     """
     config, mesh = subject.run.config, subject.run.mesh
     train, train_labels, test, test_labels = _labelled_pair(subject)
-    bank = sharding.fetch(subject.run.state.memory_bank)[: len(train.embedding)]
+    rows = labelled_rows(subject.dataset, "train")
+    bank = sharding.fetch(subject.run.state.memory_bank)[rows]
     k = check_neighbours(config.knn.k)
     parts: dict[str, Any] = {}
     searches = (
@@ -121,13 +131,17 @@ def knn_protocol(config: ConfigDict) -> Protocol:
 
 def shared_protocol(dataset: Dataset, config: ConfigDict) -> Protocol:
     """Return what decides every number: data and transform."""
+    data = dataset.description | {
+        "content_hash": dataset.content_hash,
+        "train_images": len(dataset.train.images),
+        "test_images": len(dataset.test.images) if dataset.test else 0,
+    }
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        if split and split.labels is not None and (split.labels < 0).any():
+            count = int((split.labels < 0).sum())
+            data[f"unlabelled_{name}_images"] = count  # seen by no task but health
     return {
-        "data": dataset.description
-        | {
-            "content_hash": dataset.content_hash,
-            "train_images": len(dataset.train.images),
-            "test_images": len(dataset.test.images) if dataset.test else 0,
-        },
+        "data": data,
         "transform": describe_view(config.data),
     }
 
@@ -177,19 +191,25 @@ def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
     Raises:
       UserError: labels are missing or all alike.
     """
-    labels = labelled(subject.dataset, "test").labels
+    test = subject.test.take(labelled_rows(subject.dataset, "test"))
+    assert test.labels is not None
     scores = retrieval_scores(
-        subject.test.embedding,
-        labels,
+        test.embedding,
+        test.labels,
         k=subject.run.config.retrieval.k,
         mesh=subject.run.mesh,
         progress=progress,
     )
-    return {"retrieval": scores}, {
-        "k": list(subject.run.config.retrieval.k),
+    return {"retrieval": scores}, retrieval_protocol(subject.run.config)
+
+
+def retrieval_protocol(config: ConfigDict) -> Protocol:
+    """Return what decides a retrieval number, while training and afterwards."""
+    return {
+        "k": list(config.retrieval.k),
         "gallery": "test, without the query",
         "query": "test",
-        "features": _features(subject.run.config),
+        "features": _features(config),
         "similarity": "cosine",
         "metric": "R@K: share of queries with one of their class among the K nearest; "
         "MAP@R, R-precision: Musgrave et al. (2020), R = others of the class; NMI: of "
@@ -229,7 +249,7 @@ def refused_tasks(dataset: Dataset) -> dict[str, str]:
     for task, check in (
         ("knn", _check_pair),
         ("linear", _check_pair),
-        ("retrieval", lambda dataset: labelled(dataset, "test")),
+        ("retrieval", _check_classes),
     ):
         try:
             check(dataset)
@@ -239,20 +259,35 @@ def refused_tasks(dataset: Dataset) -> dict[str, str]:
 
 
 def _check_pair(dataset: Dataset) -> None:
-    train, test = labelled(dataset, "train"), labelled(dataset, "test")
-    if not np.isin(test.labels, train.labels).any():
+    seen, asked = (
+        getattr(dataset, name).labels[labelled_rows(dataset, name)]
+        for name in ("train", "test")
+    )
+    if not np.isin(asked, seen).any():
         raise UserError(
             f"the test classes of {dataset.name} do not occur in train: kNN and linear "
             "probe have no sense there; use --tasks=retrieval,health,figures"
         )
 
 
+def _check_classes(dataset: Dataset) -> None:
+    labels = existing(dataset, "test").labels
+    rows = labelled_rows(dataset, "test")
+    assert labels is not None
+    if (labels[rows] == labels[rows[0]]).all():
+        raise UserError(
+            f"the test images of {dataset.name} are all of one class: every neighbour "
+            "would count as a hit"
+        )
+
+
 def _labelled_pair(
     subject: Subject,
 ) -> tuple[Embedded, np.ndarray, Embedded, np.ndarray]:
-    """Return train, its labels, test and its labels."""
+    """Return train, its labels, what is labelled of test and its labels."""
     _check_pair(subject.dataset)
-    train, test = subject.train, subject.test
+    train = subject.train
+    test = subject.test.take(labelled_rows(subject.dataset, "test"))
     assert train is not None and train.labels is not None and test.labels is not None
     return train, train.labels, test, test.labels
 
@@ -261,7 +296,8 @@ def _augmented(subject: Subject, pooled_map: bool) -> Callable[[int], np.ndarray
     """Return epoch -> the train images' features, each from a fresh training view."""
     from eir_jax.data.pipeline import make_view_batches
 
-    run, images = subject.run, subject.dataset.train.images
+    assert subject.train is not None
+    run, images = subject.run, subject.train.images
 
     def features(epoch: int) -> np.ndarray:
         size = run.config.evaluation_batch_size

@@ -1,0 +1,303 @@
+"""Run a grid of settings over seeds: `python -m eir_jax.sweep --config=FILE ...`."""
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from eir_jax import cli
+from eir_jax.config import OVERRIDE, flatten, load_config
+from eir_jax.errors import UserError
+from eir_jax.grid import Grid, load_grid
+from eir_jax.runs import main_number, read_finished, title
+from eir_jax.sweep_table import draw_figures, write_table
+from eir_jax.validate import validate
+
+DESCRIPTION = """\
+Train and evaluate each setting of a grid with each seed, one after another, in
+DIR/NAME/seedK, and write a table of all that is finished, DIR/table.md and .json. E.g.
+
+  python -m eir_jax.sweep --config=configs/digits.py --grid=table1 --seeds=0,1,2 \\
+      --workdir=runs/digits_table1
+
+Started again, it leaves out what is finished and goes on with what was stopped. On
+several machines that share DIR give each its part: --shard=1/3, 2/3, 3/3. Any setting
+that the grid does not set can be given for all runs as --config.KEY=VALUE.
+"""
+TASKS = ("knn", "linear", "retrieval", "health")
+
+
+class Planned(NamedTuple):
+    """A run of the sweep."""
+
+    name: str
+    seed: int
+    workdir: Path
+    flags: list[str]
+    """Of `eir_jax.main`, without --workdir."""
+    config: ConfigDict
+
+    @property
+    def log(self) -> Path:
+        """The file of all that the run prints."""
+        return self.workdir.with_suffix(".log")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and run the sweep; return the exit status.
+
+    0 where all went well or SIGTERM stopped it, 1 where a run failed, 130 by SIGINT.
+    """
+    parser = cli.Parser(prog="eir_jax.sweep", description=DESCRIPTION)
+    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
+    parser.add_argument(
+        "--grid", required=True, help="a file, or one of configs/grids by its name"
+    )
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2 (default: 0)")
+    parser.add_argument("--workdir", required=True, type=Path, help="of all the runs")
+    parser.add_argument("--shard", default="1/1", help="the I-th of N parts: I/N")
+    parser.add_argument(
+        "--tasks",
+        default="knn,retrieval",
+        help=f"of the evaluation: {','.join(TASKS)} (default: knn,retrieval)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list the runs and their state alone"
+    )
+    parser.add_argument("--table", action="store_true", help="write the table alone")
+    args, overrides = parser.parse_known_args(argv)
+    grid = load_grid(args.grid)
+    tasks = _tasks(args.tasks)
+    runs = plan(args, grid, overrides)
+    shard = _shard(args.shard, runs)
+    if args.dry_run:
+        for run in shard:
+            print(f"{_state(run, tasks):9} {' '.join(_command('main', run))}")
+        return 0
+    failed: dict[str, str] = {}
+    if not args.table:
+        with _stop_requests() as requests:
+            failed = run_all(shard, tasks, requests)
+        if requests:
+            print("stopped; the same command goes on")
+            return 130 if requests[0] == signal.SIGINT else 0
+    finished = {
+        name: [
+            found
+            for run in runs
+            if run.name == name
+            if is_finished(run, tasks) and (found := read_finished(run.workdir))
+        ]
+        for name in grid.settings
+    }
+    print(f"table: {write_table(args.workdir, grid, finished)}")
+    for path in draw_figures(args.workdir, grid, finished):
+        print(f"figure: {path}")
+    if failed:
+        words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
+        print(message, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Planned]:
+    """Return all runs, all settings of the first seed first, their settings checked.
+
+    Args:
+      args: with `config`, `seeds` and `workdir`.
+      grid: the settings.
+      overrides: words `--config.key=value` for every run.
+
+    Raises:
+      UserError: a setting is unknown, impossible, or given twice.
+    """
+    load_config(args.config, overrides)  # what is wrong of these is not the grid's
+    for word in overrides:
+        match = OVERRIDE.fullmatch(word)
+        key = match[1] if match else ""
+        if key == "seed":
+            raise UserError("config.seed is the sweep's; give --seeds")
+        if any(key in setting for setting in grid.settings.values()):
+            raise UserError(
+                f"config.{key} is set by {grid.path}; change it there, or in a copy"
+            )
+    runs = []
+    for seed in _seeds(args.seeds):
+        for name, setting in grid.settings.items():
+            words = [f"--config.{key}={value}" for key, value in setting.items()]
+            words = [*overrides, *words, f"--config.seed={seed}"]
+            try:
+                config = load_config(args.config, words)
+                validate(config)
+            except UserError as error:
+                raise UserError(f"'{name}' of {grid.path}: {error}") from None
+            flags = [f"--config={args.config}", *words]
+            workdir = args.workdir / name / f"seed{seed}"
+            runs.append(Planned(name, seed, workdir, flags, config))
+    return runs
+
+
+def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
+    """Tell whether the last step is evaluated by all `tasks`, under these settings."""
+    found = read_finished(run.workdir)
+    if found is None or not all(task in found.record for task in tasks):
+        return False
+    return found.settings == flatten(run.config)
+
+
+def run_all(
+    runs: list[Planned], tasks: tuple[str, ...], requests: list[int]
+) -> dict[str, str]:
+    """Train and evaluate what is not finished; return {run: why it failed}.
+
+    Args:
+      runs: in their order.
+      tasks: of the evaluation.
+      requests: signals; with the first one the run at hand is saved, and no more begun.
+    """
+    failed = {}
+    for number, run in enumerate(runs, 1):
+        name = f"{run.name}, seed {run.seed}"
+        place = f"[{number}/{len(runs)}] {name}:"
+        if is_finished(run, tasks):
+            print(f"{place} finished before, {_result(run)}", flush=True)
+            continue
+        print(f"{place} running, what it prints is in {run.log}", flush=True)
+        began = time.monotonic()
+        reason = _train_and_evaluate(run, tasks, requests)
+        if requests:
+            break
+        if reason:
+            failed[name] = reason
+            print(f"{place} failed: {reason}", flush=True)
+        else:
+            minutes, seconds = divmod(round(time.monotonic() - began), 60)
+            took = f"{minutes}:{seconds:02} min"
+            print(f"{place} finished after {took}, {_result(run)}", flush=True)
+    return failed
+
+
+def _train_and_evaluate(
+    run: Planned, tasks: tuple[str, ...], requests: list[int]
+) -> str:
+    """Return why it failed, '' where it did not.
+
+    In processes of their own: a crash takes nothing with it, and memory is given back.
+    """
+    try:
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        run.log.touch()
+    except OSError as error:
+        raise UserError(f"{run.log} cannot be written: {error}") from None
+    commands = (
+        _command("main", run),
+        [
+            *_module("evaluate"),
+            f"--workdir={run.workdir}",
+            f"--tasks={','.join(tasks)}",
+        ],
+    )
+    for command in commands:
+        status = _call(command, run.log, requests)
+        if requests:
+            return "stopped"
+        if status:
+            return f"{_last_line(run.log)} (exit status {status}, see {run.log})"
+    if not is_finished(run, tasks):
+        return f"it ended before its last step (see {run.log}); start again to go on"
+    return ""
+
+
+def _call(command: list[str], log: Path, requests: list[int]) -> int:
+    """Run a command, all it prints going to `log`; return its status.
+
+    It has a session of its own, so that Ctrl-C reaches it by `requests` alone: as
+    SIGTERM, on which training saves and ends.
+    """
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        told = 0
+        while process.poll() is None:
+            if told < len(requests):
+                process.terminate()
+                told += 1
+            time.sleep(0.1)
+    return process.returncode
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT, for the run at hand to be saved."""
+    requests: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {n: signal.signal(n, lambda n, _: requests.append(n)) for n in numbers}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-m", f"eir_jax.{name}"]
+
+
+def _command(module: str, run: Planned) -> list[str]:
+    return [*_module(module), *run.flags, f"--workdir={run.workdir}"]
+
+
+def _state(run: Planned, tasks: tuple[str, ...]) -> str:
+    if is_finished(run, tasks):
+        return "finished"
+    return "begun" if (run.workdir / "config.json").exists() else "new"
+
+
+def _result(run: Planned) -> str:
+    found = read_finished(run.workdir)
+    assert found is not None
+    number = main_number(found.numbers)
+    if number is None:
+        return "evaluated"
+    return f"{title(number)} {100 * found.numbers[number]:.2f} %"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return lines[-1].removeprefix("error: ")[:300]
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = [int(word) for word in text.split(",") if word.isdecimal()]
+    if len(set(seeds)) != len(text.split(",")):
+        raise UserError(f"--seeds={text} is no list of different numbers like 0,1,2")
+    return seeds
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    tasks = tuple(text.split(","))
+    for task in tasks:
+        if task not in TASKS:
+            raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
+    return tasks
+
+
+def _shard(text: str, runs: list[Planned]) -> list[Planned]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= count:
+        raise UserError(f"--shard={text} is no part like 1/3, 2/3 or 3/3")
+    return runs[part - 1 :: count]
+
+
+if __name__ == "__main__":
+    cli.run(main)
