@@ -207,7 +207,10 @@ def test_two_processes_equal_one(trained):
     for ours, theirs in zip(records(two), records(one), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - {"health", "protocol", "knn", "warning"}:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+            # So small a network magnifies rounding in the gradient: 1 and 8 devices
+            # of one process differ by 1e-3 in its norm (in float64 by none).
+            close = 1e-3 if name == "gradient_norm" else 1e-5
+            assert ours[name] == pytest.approx(theirs[name], rel=close, abs=1e-5), name
         if "knn" in ours:
             assert ours["protocol"] == theirs["protocol"]
             for k, value in ours["knn"].items():
