@@ -208,7 +208,8 @@ def test_two_processes_equal_one(trained):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - {"health", "protocol", "knn", "warning"}:
             # So small a network magnifies rounding in the gradient: 1 and 8 devices
-            # of one process differ by 1e-3 in its norm (in float64 by none).
+            # of one process differ by 1e-3 in its norm (test_train_step.py compares
+            # gradients in float64).
             close = 1e-3 if name == "gradient_norm" else 1e-5
             assert ours[name] == pytest.approx(theirs[name], rel=close, abs=1e-5), name
         if "knn" in ours:
