@@ -34,3 +34,9 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda devices=None: mesh)
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that hold slow tests: no core waits for the last one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -19,8 +19,12 @@ from eir_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 KILLS = int(os.environ.get("EIR_JAX_KILLS", "2"))  # twenty take some minutes
-LONG = ["--config.num_epochs=10", "--config.eval_every_epochs=0"]
-LAST = 110
+LONG = [
+    "--config.num_epochs=6",
+    "--config.eval_every_epochs=0",
+    "--config.data.image_size=8",
+]
+LAST = 66
 
 
 def start(workdir, log):
@@ -112,6 +116,7 @@ def poison(monkeypatch):
     def run(workdir, steps, **changes):
         config = digits.get_config()
         config.model.width = 4
+        config.data.image_size = 8
         config.num_epochs = 1
         config.log_every_steps = 4
         config.eval_every_epochs = 0
