@@ -87,6 +87,7 @@ import runpy, sys
 sys.modules["tensorflow"] = None
 sys.argv = ["main", "--config=configs/digits.py", "--workdir={tmp_path}",
             "--config.num_epochs=1", "--config.model.width=4",
+            "--config.data.image_size=8",
             "--config.optimizer.milestones=5,6", "--config.eval_every_epochs=1"]
 try:
     runpy.run_module("eir_jax.main", run_name="__main__")

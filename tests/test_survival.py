@@ -19,11 +19,7 @@ from eir_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 KILLS = int(os.environ.get("EIR_JAX_KILLS", "2"))  # twenty take some minutes
-LONG = [
-    "--config.num_epochs=6",
-    "--config.eval_every_epochs=0",
-    "--config.data.image_size=8",
-]
+LONG = ["--config.num_epochs=6", "--config.eval_every_epochs=0"]
 LAST = 66
 
 
