@@ -15,6 +15,7 @@ from eir_jax.evaluation.tasks import refused_tasks
 from eir_jax.train import best_by, train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("one_device")
+ONE_IMAGE = 1.01 / 20  # of the test images; float32 may order two neighbours otherwise
 UNLABELLED = {"train": 30, "test": 5}
 
 
@@ -93,12 +94,12 @@ def test_numbers_are_those_of_the_labelled_images(partly):
     for k in (1, 7):
         for part, gallery in (("knn", embedding["train"]), ("knn_bank", bank)):
             want = votes(*query, gallery, label["train"], k)
-            assert record[part][str(k)] == pytest.approx(want)
+            assert record[part][str(k)] == pytest.approx(want, abs=ONE_IMAGE)
         assert noted[-1]["knn"][str(k)] == record["knn"][str(k)]
     cosine = reference.unit(query[0]) @ reference.unit(query[0]).T
     np.fill_diagonal(cosine, -2)
     hits = label["test"][cosine.argmax(axis=1)] == label["test"]
-    assert record["retrieval"]["R@1"] == pytest.approx(hits.mean())
+    assert record["retrieval"]["R@1"] == pytest.approx(hits.mean(), abs=ONE_IMAGE)
     assert record["linear"].keys() >= {"top-1"}
     data = record["protocol"]["data"]
     assert (data["train_images"], data["unlabelled_train_images"]) == (64, 30)
