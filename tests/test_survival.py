@@ -19,8 +19,9 @@ from eir_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 KILLS = int(os.environ.get("EIR_JAX_KILLS", "2"))  # twenty take some minutes
-LONG = ["--config.num_epochs=6", "--config.eval_every_epochs=0"]
-LAST = 66
+EPOCHS = KILLS + 4  # each life saves at least one
+LONG = [f"--config.num_epochs={EPOCHS}", "--config.eval_every_epochs=0"]
+LAST = 11 * EPOCHS
 
 
 def start(workdir, log):
