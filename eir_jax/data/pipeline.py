@@ -157,8 +157,7 @@ def _pixel_batches(
 
     steps = tf.data.Dataset.range(start_step, num_steps)
     plans = steps.map(planned, num_parallel_calls=tf.data.AUTOTUNE)
-    pixels = _make_pixels(tf, images, recipe, plans.map(lambda *plan: plan[:2]), local)
-    dataset = tf.data.Dataset.zip(plans, pixels)
+    dataset = _add_pixels(tf, images, recipe, plans, local)
     dataset = dataset.map(finished, num_parallel_calls=tf.data.AUTOTUNE)
     with _user_errors(tf):
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
@@ -208,9 +207,9 @@ def make_view_batches(
         return tf.ensure_shape(index, [None, 1]), tf.ensure_shape(numbers, shape)
 
     plans = tf.data.Dataset.range(0, len(images), batch_size).map(planned)
-    pixels = _make_pixels(tf, images, recipe, plans, batch_size)
+    dataset = _add_pixels(tf, images, recipe, plans, batch_size)
     with _user_errors(tf):
-        for batch in pixels.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        for _, batch in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             yield batch[:, 0]
 
 
@@ -255,18 +254,18 @@ def _coefficients(
     return coefficients(view_parameters(uniforms, recipe, height, width, np), np)
 
 
-def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int):
-    """Turn a dataset of (index, coefficients) into one of normalised views.
+def _add_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int):
+    """Turn a dataset of plans into one of (plan, normalised views).
 
     Args:
       tf: TensorFlow.
       images: all of them.
       recipe: of the views.
-      plans: int32 [batch, views] and float32 [batch, views, NUM_COEFFICIENTS].
+      plans: int32 [batch, views], float32 [batch, views, NUM_COEFFICIENTS], and more.
       batch_size: of a whole batch; the last one may be shorter.
 
     Returns:
-      A dataset of float32 [batch, views, size, size, 3].
+      A dataset of plans, each with float32 [batch, views, size, size, 3].
     """
     size, shape = recipe.image_size, images.shape[1:]
 
@@ -279,7 +278,8 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
         planes = tf.transpose(tf.cast(whole, tf.float32), (0, 3, 1, 2))
         return recolour(crop_planes(planes, numbers, size, tf), numbers, recipe, tf)
 
-    def make_batch(index, numbers):
+    def make_batch(*plan):
+        index, numbers, *_ = plan
         shown = numbers.shape[1]
         wanted = tf.reshape(index, [-1])
         whole = tf.numpy_function(
@@ -288,7 +288,7 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
         whole = tf.ensure_shape(whole, [None, *shape])
         numbers = tf.reshape(numbers, [-1, NUM_COEFFICIENTS])
         views = cut_and_finish(whole, numbers)
-        return tf.reshape(views, [-1, shown, size, size, 3])
+        return plan, tf.reshape(views, [-1, shown, size, size, 3])
 
     if isinstance(images, np.ndarray) and max(shape[:2]) <= LARGEST_BATCHED:
         return plans.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
@@ -298,9 +298,11 @@ def _make_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int
     def make_one(index, numbers):
         return finish(cut(index, numbers), numbers)
 
-    instances = plans.flat_map(lambda *plan: tf.data.Dataset.from_tensor_slices(plan))
+    instances = plans.flat_map(
+        lambda *plan: tf.data.Dataset.from_tensor_slices(plan[:2])
+    )
     views = instances.map(make_one, num_parallel_calls=tf.data.AUTOTUNE)
-    return views.batch(batch_size)
+    return tf.data.Dataset.zip(plans, views.batch(batch_size))
 
 
 def _make_cut(tf, images: Images, size: int):
