@@ -53,14 +53,19 @@ def read_finished(workdir: Path) -> FinishedRun | None:
     if f"step_{last}.json" not in files:
         return None
     record = _read_json(files[f"step_{last}.json"])
-    numbers = {
+    numbers = accuracies(record)
+    best = _best(workdir / "metrics.jsonl", main_number(numbers))
+    return FinishedRun(workdir, settings, record, numbers, best)
+
+
+def accuracies(record: dict[str, Any]) -> dict[str, float]:
+    """Return the accuracies of an evaluation: {"knn.200": .876, ...}."""
+    return {
         f"{part}.{key}": value
         for part in PARTS
         for key, value in record.get(part, {}).items()
         if key not in ("learning_rate", "weight_decay")
     }
-    best = _best(workdir / "metrics.jsonl", main_number(numbers))
-    return FinishedRun(workdir, settings, record, numbers, best)
 
 
 def main_number(numbers: Iterable[str]) -> str | None:

@@ -38,6 +38,7 @@ from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
 from eir_jax.run_record import RunRecord
+from eir_jax.runs import accuracies, main_number
 from eir_jax.startup import Startup
 from eir_jax.train_state import (
     TrainState,
@@ -266,13 +267,10 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
 
 def best_by(evaluation: dict[str, Any]) -> float | None:
-    """Return what ranks checkpoints: kNN with the largest k, else R@K with the least.
-
-    None where there is neither.
-    """
-    if knn := evaluation.get("knn"):
-        return knn[max(knn, key=int)]
-    return next(iter(evaluation.get("retrieval", {}).values()), None)
+    """Return what ranks checkpoints, the number that judges a run; None without one."""
+    numbers = accuracies(evaluation)
+    name = main_number(numbers)
+    return None if name is None else numbers[name]
 
 
 def _restore_or_create(
