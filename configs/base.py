@@ -52,6 +52,13 @@ def get_config() -> ConfigDict:
     c.model.width = 64  # channels of the first stage; the last has 8 times as many
     c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
     c.model.embedding_dim = 128  # D
+    # What training computes the convolutions in: 'float32', 'bfloat16', or 'auto':
+    # 'bfloat16' on accelerators. Parameters, statistics, losses, the bank's products
+    # and all of evaluation are float32.
+    c.model.dtype = "auto"
+    # Of products of float32 numbers in convolutions: 'default' is the device's fastest
+    # (TF32 on GPUs, one bfloat16 pass on TPUs), then 'high' and 'highest' (exact).
+    c.model.precision = "default"
     c.batch_norm = ConfigDict()
     c.batch_norm.groups = (
         1  # the batch is normalised in so many parts (GPUs, elsewhere)

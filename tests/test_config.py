@@ -117,7 +117,7 @@ def test_saved_settings_read_back_equal(tmp_path):
         ("--config.sed=1", "no setting config.sed; did you mean seed"),
         ("--config.width=8", "did you mean model.width"),
         ("--config.lambda_intr=1", "did you mean lambda_intra"),
-        ("--config.model=3", "config.model is a group; set one of model.embedding_dim"),
+        ("--config.model=3", "config.model is a group; set one of model.dtype"),
         ("--config.zzz=1", "no setting config.zzz; see configs/base.py"),
         ("--config.seed=abc", "config.seed=abc is no whole number"),
         ("--config.seed=1.5", "is no whole number"),

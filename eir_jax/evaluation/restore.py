@@ -42,7 +42,7 @@ def restore_run(workdir: Path, step: str = "last") -> Run:
     config = read_config(workdir / "config.json")
     check_complete(config, str(workdir / "config.json"))
     mesh = sharding.make_mesh()
-    encoder = make_encoder(config)
+    encoder = make_encoder(config, "float32")
     # The schedule's length does not enter the state's shapes: any will do.
     tx = make_optimizer(config, steps_per_epoch=1)
 

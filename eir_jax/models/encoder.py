@@ -8,7 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from eir_jax.models.resnet import BLOCKS, Passes, ResNet, pytorch_kernel_init
+from eir_jax.models.convolution import pytorch_kernel_init
+from eir_jax.models.resnet import BLOCKS, Layers, Passes, ResNet
 
 
 class EncoderOutput(NamedTuple):
@@ -39,6 +40,10 @@ class Encoder(nn.Module):
         2x2, flat: 4,608-d for ResNet-18 at 224 px.
         """
         feature_map = self.backbone(images, train)
+        # Not less than float32 from here on.
+        feature_map = feature_map.astype(
+            jnp.promote_types(feature_map.dtype, jnp.float32)
+        )
         feature = feature_map.mean((1, 2))
         projected = nn.Dense(
             self.embedding_dim,
@@ -61,15 +66,25 @@ def l2_normalize(
     return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
 
-def make_encoder(config: ConfigDict) -> Encoder:
-    """Build the encoder that `config.model` and `config.batch_norm` describe."""
+def make_encoder(config: ConfigDict, dtype: str | None = None) -> Encoder:
+    """Build the encoder that `config.model` and `config.batch_norm` describe.
+
+    `dtype` replaces `config.model.dtype`; the parameters are the same.
+    """
+    dtype = dtype or config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Encoder(
         backbone=ResNet(
             blocks=BLOCKS[config.model.name],
             width=config.model.width,
             stem=config.model.stem,
-            groups=config.batch_norm.groups,
-            passes=batch_norm_passes(config),
+            layers=Layers(
+                groups=config.batch_norm.groups,
+                passes=batch_norm_passes(config),
+                dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
+                precision=config.model.precision,
+            ),
         ),
         embedding_dim=config.model.embedding_dim,
     )

@@ -6,12 +6,15 @@ instance i. Batch norm knows which of them share statistics.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import variance_scaling
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from eir_jax.models.convolution import Conv
 
 BLOCKS = {
     "resnet10": (1, 1, 1, 1),
@@ -19,9 +22,6 @@ BLOCKS = {
     "resnet34": (3, 4, 6, 3),
 }
 """Basic blocks in each stage, by `config.model.name`."""
-
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives convolutions and linear layers.
-pytorch_kernel_init = variance_scaling(1 / 3, "fan_in", "uniform")
 
 Passes = tuple[tuple[int, ...], ...]
 """The slots that are normalised together, e.g. ((0, 1), (2,)): views, then mixed."""
@@ -32,7 +32,8 @@ class BatchNorm(nn.Module):
 
     The statistics equal those of one forward pass for each of `passes`, with the
     instances split over `groups` devices. Running averages move once a pass, by the
-    mean over its groups, with the unbiased variance (PyTorch's convention).
+    mean over its groups, with the unbiased variance (PyTorch's convention). Computed in
+    the parameters' type, whatever that of `x` is, which the result has again.
     """
 
     groups: int = 1
@@ -56,10 +57,11 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             offset = bias - running_mean.value * factor
-            return x * _channelwise(factor) + _channelwise(offset)
+            normalised = x * _channelwise(factor) + _channelwise(offset)
+            return normalised.astype(x.dtype)
 
         slots = sum(map(len, self.passes))
-        slabs = x.reshape(self.groups, -1, slots, *x.shape[1:])
+        slabs = x.reshape(self.groups, -1, slots, *x.shape[1:]).astype(scale.dtype)
         mean = slabs.mean((1, 3, 4))  # [groups, slots, channels]
         mean_square = jnp.square(slabs).mean((1, 3, 4))
         count = slabs.size // (self.groups * slots * channels)
@@ -84,7 +86,7 @@ class BatchNorm(nn.Module):
         shape = (self.groups, 1, slots, 1, 1, channels)
         factor = jnp.stack(factors, axis=1).reshape(shape)
         offset = jnp.stack(offsets, axis=1).reshape(shape)
-        return (slabs * factor + offset).reshape(x.shape)
+        return (slabs * factor + offset).astype(x.dtype).reshape(x.shape)
 
 
 def _channelwise(value: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
@@ -96,20 +98,39 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    groups: int
-    passes: Passes
+    layers: "Layers"
 
     @nn.compact
     def __call__(self, x: Float[Array, "rows h w c"], train: bool) -> Array:
         """Map [rows, h, w, c] to [rows, h / stride, w / stride, features]."""
-        y = _conv(self.features, 3, self.stride, "conv1")(x)
-        y = nn.relu(BatchNorm(self.groups, self.passes, name="norm1")(y, train))
-        y = _conv(self.features, 3, 1, "conv2")(y)
-        y = BatchNorm(self.groups, self.passes, name="norm2")(y, train)
+        conv, norm = self.layers.conv, self.layers.norm
+        y = conv(self.features, 3, self.stride, "conv1")(x)
+        y = nn.relu(norm("norm1")(y, train))
+        y = conv(self.features, 3, 1, "conv2")(y)
+        y = norm("norm2")(y, train)
         if x.shape != y.shape:
-            x = _conv(self.features, 1, self.stride, "conv_shortcut")(x)
-            x = BatchNorm(self.groups, self.passes, name="norm_shortcut")(x, train)
+            x = conv(self.features, 1, self.stride, "conv_shortcut")(x)
+            x = norm("norm_shortcut")(x, train)
         return nn.relu(x + y)
+
+
+class Layers(NamedTuple):
+    """What all layers of a network have in common."""
+
+    groups: int = 1
+    passes: Passes = ((0,),)
+    dtype: DTypeLike | None = None
+    """Of convolutions and of what lies between the layers; None: the parameters'."""
+    precision: str = "default"
+    """Of the products of float32 convolutions: JAX's default_matmul_precision."""
+
+    def conv(self, features: int, size: int, stride: int, name: str) -> Conv:
+        """Return a convolution."""
+        return Conv(features, size, stride, self.dtype, self.precision, name=name)
+
+    def norm(self, name: str) -> BatchNorm:
+        """Return a batch norm."""
+        return BatchNorm(self.groups, self.passes, name=name)
 
 
 class ResNet(nn.Module):
@@ -122,8 +143,7 @@ class ResNet(nn.Module):
     blocks: Sequence[int]
     width: int = 64
     stem: str = "small"
-    groups: int = 1
-    passes: Passes = ((0,),)
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(
@@ -131,10 +151,9 @@ class ResNet(nn.Module):
     ) -> Float[Array, "rows h w feature"]:
         """Map normalised images to the last stage's feature map."""
         imagenet = self.stem == "imagenet"
-        x = _conv(self.width, 7 if imagenet else 3, 2 if imagenet else 1, "conv")(
-            images
-        )
-        x = nn.relu(BatchNorm(self.groups, self.passes, name="norm")(x, train))
+        size, stride = (7, 2) if imagenet else (3, 1)
+        x = self.layers.conv(self.width, size, stride, "conv")(images)
+        x = nn.relu(self.layers.norm("norm")(x, train))
         if imagenet:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
@@ -142,21 +161,7 @@ class ResNet(nn.Module):
                 x = BasicBlock(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
-                    groups=self.groups,
-                    passes=self.passes,
+                    layers=self.layers,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         return x
-
-
-def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
-    """Convolution without bias, padded as PyTorch's `padding=size // 2`."""
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=pytorch_kernel_init,
-        name=name,
-    )

@@ -1,0 +1,121 @@
+"""Convolution without bias, in the form that XLA runs fastest.
+
+On accelerators that is XLA's own. On a CPU, XLA has fast code for the plain forward
+convolution of larger maps alone: over small maps, backwards through a stride, and for
+the kernel's gradient, one matrix product for each tap of the kernel is up to ten times
+as fast. benchmarks/NOTES.md has the measurements.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives convolutions and linear layers.
+pytorch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Images = Float[Array, "rows height width channel"]
+Kernel = Float[Array, "size size channel feature"]
+
+
+class Conv(nn.Module):
+    """Square convolution, padded as PyTorch's `padding=size // 2`."""
+
+    features: int
+    size: int
+    stride: int
+    dtype: DTypeLike | None = None  # computed in; None: the parameters' type
+    precision: str = "default"
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, "rows h w features"]:
+        """Map [rows, height, width, channel] to [rows, h, w, features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", pytorch_kernel_init, shape)
+        dtype = self.dtype or kernel.dtype
+        on_cpu = jax.default_backend() == "cpu" and self.size in (1, 3)
+        form = convolve_on_cpu if on_cpu else convolve
+        with jax.default_matmul_precision(self.precision):
+            return form(x.astype(dtype), kernel.astype(dtype), self.stride)
+
+
+def convolve(x: Images, kernel: Kernel, stride: int) -> Array:
+    """Convolve by XLA's own operation, padded by size // 2 on each side."""
+    pad = len(kernel) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def convolve_by_taps(x: Images, kernel: Kernel, stride: int) -> Array:
+    """Convolve by one matrix product for each tap of the kernel."""
+    products = [part @ kernel[tap] for tap, part in _seen(x, len(kernel), stride)]
+    return functools.reduce(jnp.add, products)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_on_cpu(x: Images, kernel: Kernel, stride: int) -> Array:
+    """Convolve; forward and both gradients each in the form that is faster on a CPU."""
+    by_taps = len(kernel) == 1 or x.shape[1] <= 4 * stride
+    return (convolve_by_taps if by_taps else convolve)(x, kernel, stride)
+
+
+def _forward(x, kernel, stride):
+    return convolve_on_cpu(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride, residuals, cotangent):
+    x, kernel = residuals
+    size, _, channels, _ = kernel.shape
+    height = cotangent.shape[1]
+
+    by_taps = size == 1 or stride > 1 or height <= 2
+    form = convolve_by_taps if by_taps else convolve
+    gradient_x = jax.vjp(lambda x: form(x, kernel, stride), x)[1](cotangent)[0]
+
+    if size == 1 or (height > 2 and (stride > 1 or channels > 16)):
+        return gradient_x, _kernel_gradient_by_taps(x, kernel, stride, cotangent)
+    pullback = jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1]
+    return gradient_x, pullback(cotangent)[0]
+
+
+convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def _kernel_gradient_by_taps(x, kernel, stride, cotangent) -> Array:
+    rows = cotangent.reshape(-1, cotangent.shape[-1])
+    products = [
+        part.reshape(-1, part.shape[-1]).T @ rows
+        for _, part in _seen(x, len(kernel), stride)
+    ]
+    return jnp.stack(products).reshape(kernel.shape)
+
+
+def _seen(x: Images, size: int, stride: int) -> Iterator[tuple[tuple[int, int], Array]]:
+    """Yield each tap (row, column) of a kernel and what it sees, [rows, h, w, channel].
+
+    In the order of a kernel's rows and columns.
+    """
+    pad = size // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    # The last place of the kernel's corner, by row and column.
+    last = [(side - 1) // stride * stride for side in x.shape[1:3]]
+    for i in range(size):
+        for j in range(size):
+            yield (
+                (i, j),
+                jax.lax.slice(
+                    padded,
+                    (0, i, j, 0),
+                    (len(x), i + last[0] + 1, j + last[1] + 1, x.shape[3]),
+                    (1, stride, stride, 1),
+                ),
+            )
