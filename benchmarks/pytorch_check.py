@@ -1,0 +1,210 @@
+"""Two implementations of one step: ours and PyTorch's, from the same state and batch.
+
+`make_sides` is also what benchmarks/train_step.py times. What is compared: the pixels
+of views and mixed images, each loss, the gradient of every parameter, parameters and
+running averages after one step, and the bank's rows.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import torch
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from benchmarks import pytorch_step
+from configs import base
+from eir_jax import sharding
+from eir_jax.config import flatten
+from eir_jax.data.augment_device import draw_uniforms, make_batch_views, put_images
+from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.views import NUM_UNIFORMS
+from eir_jax.errors import UserError
+from eir_jax.models.encoder import Encoder, make_encoder
+from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.train_state import TrainState, create_train_state
+from eir_jax.train_step import TrainStep, make_train_step
+
+FLAX_NAMES = {"kernel": "weight", "scale": "weight"}
+FLAX_NAMES |= {"mean": "running_mean", "var": "running_var"}
+# PyTorch's side knows the paper's objective alone: these stay as configs/base.py.
+FIXED = ("instance.", "intra.", "inter.", "interpolation.kind", "batch_norm.")
+FIXED += ("interpolation.per_sample", "bank.dtype")
+STEPS_PER_EPOCH = 1000  # of the schedule; the steps timed are of its first part
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """What our step is made of."""
+
+    config: ConfigDict
+    mesh: Mesh
+    encoder: Encoder
+    tx: optax.GradientTransformation
+    step: TrainStep
+    state: TrainState
+    resident: dict[str, jax.Array]
+    batches: Iterator[dict[str, np.ndarray]]
+
+
+def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
+    """Build our step as training does, for one device, views made in the step.
+
+    Args:
+      config: with data.pipeline=device.
+      images: uint8 [N, height, width, 3].
+      device: of JAX.
+    """
+    mesh = sharding.make_mesh([device])
+    encoder = make_encoder(config)
+    tx = make_optimizer(config, STEPS_PER_EPOCH)
+    schedule = make_schedule(config, STEPS_PER_EPOCH)
+    parts = (encoder, tx, schedule, len(images), mesh)
+    return Ours(
+        config=config,
+        mesh=mesh,
+        encoder=encoder,
+        tx=tx,
+        step=make_train_step(config, *parts),
+        state=create_train_state(config, encoder, tx, len(images), mesh),
+        resident={"images": put_images(images, config, mesh)},
+        batches=make_train_batches(images, config, 0, 10**9),
+    )
+
+
+def make_theirs(
+    config: ConfigDict,
+    images: np.ndarray,
+    state: TrainState,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    together: bool = False,
+) -> pytorch_step.Objective:
+    """Build PyTorch's side with the parameters, statistics and bank of ours.
+
+    Raises:
+      UserError: a setting that it does not know.
+    """
+    refuse(config)
+    bank = torch.tensor(np.array(state.memory_bank[: len(images)], np.float32))
+    objective = pytorch_step.Objective(
+        config, torch.from_numpy(images), bank, dtype, together
+    )
+    tensors = to_pytorch(state.params) | to_pytorch(state.batch_stats)
+    missing, unexpected = objective.encoder.load_state_dict(tensors, strict=False)
+    counters = [name for name in missing if name.endswith("num_batches_tracked")]
+    assert missing == counters and not unexpected, (missing, unexpected)
+    return objective.to(device, memory_format=torch.channels_last).train()
+
+
+def refuse(config: ConfigDict) -> None:
+    """Check that PyTorch's side knows the settings.
+
+    Raises:
+      UserError: naming those that it does not know.
+    """
+    want, have = flatten(base.get_config()), flatten(config)
+    other = [k for k in have if k.startswith(FIXED) and have[k] != want.get(k)]
+    other += [k for k in ("lambda_intra", "lambda_inter") if not have[k]]
+    if other:
+        raise UserError(
+            "the PyTorch step knows the paper's objective alone, not other values of "
+            f"{', '.join(sorted(other))}; leave them out, or time ours with --no_torch"
+        )
+
+
+def to_pytorch(tree: Any) -> dict[str, torch.Tensor]:
+    """Return a tree of Flax's parameters or statistics under PyTorch's names."""
+    tensors = {}
+    for (*path, leaf), value in flatten_dict(jax.device_get(tree)).items():
+        value = np.asarray(value, np.float32)
+        if leaf == "kernel":  # [h, w, in, out] or [in, out]
+            value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
+        name = ".".join((*path, FLAX_NAMES.get(leaf, leaf)))
+        tensors[name] = torch.tensor(np.ascontiguousarray(value))
+    return tensors
+
+
+def same_batch(
+    config: ConfigDict, batch: dict[str, np.ndarray], device: torch.device
+) -> pytorch_step.Batch:
+    """Return a batch of ours, as `make_train_batches` yields it, for PyTorch's side."""
+    drawn = [
+        draw_uniforms(config.seed, batch["epoch"], batch["index"], view, NUM_UNIFORMS)
+        for view in range(2)
+    ]
+    arrays = {name: np.array(batch[name]) for name in ("index", "partner", "ratio")}
+    arrays |= {"box": np.array(batch["box"]), "uniforms": np.stack(drawn)}
+    tensors = {name: torch.tensor(value) for name, value in arrays.items()}
+    tensors |= {name: tensors[name].long() for name in ("index", "partner")}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def tiny_config() -> ConfigDict:
+    """Return settings of a step that takes a moment."""
+    config = base.get_config()
+    config.model.update(name="resnet10", width=8, embedding_dim=32)
+    config.data.update(image_size=16, pipeline="device")
+    config.batch_size = 32
+    return config
+
+
+def compare(
+    config: ConfigDict, num_examples: int = 200, together: bool = False
+) -> dict[str, float]:
+    """Take one step on both sides, on the host in float32; return the differences.
+
+    `views`: of 255 levels. `losses`: relative. `gradient`, `parameters`,
+    `running averages`, `bank`: the largest over tensors of the difference's norm, as a
+    share of the tensor's norm.
+    """
+    rng = np.random.default_rng(0)
+    size = config.data.image_size
+    images = rng.integers(0, 256, (num_examples, size // 4, size // 4, 3), np.uint8)
+    images = images.repeat(4, 1).repeat(4, 2)
+    device, host = jax.devices("cpu")[0], torch.device("cpu")
+    with jax.default_device(device):
+        ours = make_ours(config, images, device)
+        batch = next(ours.batches)
+        theirs = make_theirs(config, images, ours.state, host, together=together)
+        given = same_batch(config, batch, host)
+        views = jax.jit(make_batch_views(config, ours.mesh))(batch | ours.resident)
+        state, metrics = jax.jit(ours.step)(ours.state, views)
+    made, mixed = theirs.views_of(given)
+    view1, view2 = made.tensor_split(2)
+    std = np.array(config.data.std, np.float32)
+    found = {"views": 0.0}
+    for name, tensor in (("view1", view1), ("view2", view2), ("mixed", mixed)):
+        apart = np.abs(tensor.permute(0, 2, 3, 1).numpy() - np.asarray(views[name]))
+        found["views"] = max(found["views"], float((apart * std).max()) * 255)
+
+    tx = pytorch_step.make_optimizer(config, theirs.encoder)
+    terms = pytorch_step.make_step(theirs, tx, "eager")(given)
+    found["losses"] = max(
+        abs(float(terms[name].detach()) / float(metrics[name]) - 1) for name in terms
+    )
+    # The momentum after one step is the gradient and the decay.
+    decay = config.optimizer.weight_decay
+    trace = optax.tree.get(state.opt_state, "trace")
+    gradient = jax.tree.map(lambda m, p: m - decay * p, trace, ours.state.params)
+    named = dict(theirs.encoder.named_parameters())
+    found["gradient"] = _apart(
+        to_pytorch(gradient), {name: p.grad for name, p in named.items()}
+    )
+    tensors = theirs.encoder.state_dict()
+    found["parameters"] = _apart(to_pytorch(state.params), tensors)
+    found["running averages"] = _apart(to_pytorch(state.batch_stats), tensors)
+    bank = torch.tensor(np.array(state.memory_bank[:num_examples]))
+    found["bank"] = _apart({"bank": bank}, {"bank": theirs.memory_bank})
+    return found
+
+
+def _apart(ours: dict, theirs: dict) -> float:
+    return max(
+        float((ours[k] - theirs[k]).detach().norm() / ours[k].norm()) for k in ours
+    )
