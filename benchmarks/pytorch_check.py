@@ -1,80 +1,35 @@
-"""Two implementations of one step: ours and PyTorch's, from the same state and batch.
+"""Compare one step of ours with one of PyTorch's, from the same state and batch.
 
-`make_sides` is also what benchmarks/train_step.py times. What is compared: the pixels
-of views and mixed images, each loss, the gradient of every parameter, parameters and
-running averages after one step, and the bank's rows.
+What is compared: the pixels of views and mixed images, each loss, the gradient of every
+parameter, parameters and running averages after one step, and the bank's rows.
 """
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import torch
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from torch import nn
 
 from benchmarks import pytorch_step
+from benchmarks.our_step import Ours, make_ours, random_images
 from configs import base
-from eir_jax import sharding
 from eir_jax.config import flatten
-from eir_jax.data.augment_device import draw_uniforms, make_batch_views, put_images
-from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.order import draw_uniforms
 from eir_jax.data.views import NUM_UNIFORMS
 from eir_jax.errors import UserError
-from eir_jax.models.encoder import Encoder, make_encoder
-from eir_jax.optimizer import make_optimizer, make_schedule
-from eir_jax.train_state import TrainState, create_train_state
-from eir_jax.train_step import TrainStep, make_train_step
+from eir_jax.train_state import TrainState
 
 FLAX_NAMES = {"kernel": "weight", "scale": "weight"}
 FLAX_NAMES |= {"mean": "running_mean", "var": "running_var"}
 # PyTorch's side knows the paper's objective alone: these stay as configs/base.py.
-FIXED = ("instance.", "intra.", "inter.", "interpolation.kind", "batch_norm.")
-FIXED += ("interpolation.per_sample", "bank.dtype")
-STEPS_PER_EPOCH = 1000  # of the schedule; the steps timed are of its first part
-
-
-@dataclasses.dataclass(frozen=True)
-class Ours:
-    """What our step is made of."""
-
-    config: ConfigDict
-    mesh: Mesh
-    encoder: Encoder
-    tx: optax.GradientTransformation
-    step: TrainStep
-    state: TrainState
-    resident: dict[str, jax.Array]
-    batches: Iterator[dict[str, np.ndarray]]
-
-
-def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
-    """Build our step as training does, for one device, views made in the step.
-
-    Args:
-      config: with data.pipeline=device.
-      images: uint8 [N, height, width, 3].
-      device: of JAX.
-    """
-    mesh = sharding.make_mesh([device])
-    encoder = make_encoder(config)
-    tx = make_optimizer(config, STEPS_PER_EPOCH)
-    schedule = make_schedule(config, STEPS_PER_EPOCH)
-    parts = (encoder, tx, schedule, len(images), mesh)
-    return Ours(
-        config=config,
-        mesh=mesh,
-        encoder=encoder,
-        tx=tx,
-        step=make_train_step(config, *parts),
-        state=create_train_state(config, encoder, tx, len(images), mesh),
-        resident={"images": put_images(images, config, mesh)},
-        batches=make_train_batches(images, config, 0, 10**9),
-    )
+FIXED = (
+    *("instance.", "intra.", "inter.", "batch_norm.", "bank.dtype"),
+    *("interpolation.kind", "interpolation.per_sample"),
+)
 
 
 def make_theirs(
@@ -99,7 +54,8 @@ def make_theirs(
     missing, unexpected = objective.encoder.load_state_dict(tensors, strict=False)
     counters = [name for name in missing if name.endswith("num_batches_tracked")]
     assert missing == counters and not unexpected, (missing, unexpected)
-    return objective.to(device, memory_format=torch.channels_last).train()
+    nn.utils.convert_conv2d_weight_memory_format(objective, torch.channels_last)
+    return objective.to(device).train()
 
 
 def refuse(config: ConfigDict) -> None:
@@ -134,8 +90,9 @@ def same_batch(
     config: ConfigDict, batch: dict[str, np.ndarray], device: torch.device
 ) -> pytorch_step.Batch:
     """Return a batch of ours, as `make_train_batches` yields it, for PyTorch's side."""
+    epoch, index = int(batch["epoch"][0]), batch["index"]
     drawn = [
-        draw_uniforms(config.seed, batch["epoch"], batch["index"], view, NUM_UNIFORMS)
+        draw_uniforms(config.seed, epoch, index, view, NUM_UNIFORMS)
         for view in range(2)
     ]
     arrays = {name: np.array(batch[name]) for name in ("index", "partner", "ratio")}
@@ -154,27 +111,47 @@ def tiny_config() -> ConfigDict:
     return config
 
 
+class OurStep(NamedTuple):
+    """One step of ours, and what it was taken from."""
+
+    ours: Ours
+    images: np.ndarray
+    batch: dict[str, np.ndarray]
+    views: dict[str, jax.Array]
+    state: TrainState
+    metrics: dict[str, jax.Array]
+
+
+def take_our_step(config: ConfigDict, num_examples: int = 200) -> OurStep:
+    """Take the first step, on the host, from random images."""
+    images = random_images(num_examples, config.data.image_size)
+    device = jax.devices("cpu")[0]
+    with jax.default_device(device):
+        ours = make_ours(config, images, device)
+        batch = next(ours.batches)
+        views = jax.jit(ours.views_of)(batch | ours.resident)
+        state, metrics = jax.jit(ours.step)(ours.state, views)
+    return OurStep(ours, images, batch, views, state, metrics)
+
+
 def compare(
-    config: ConfigDict, num_examples: int = 200, together: bool = False
+    one: OurStep, config: ConfigDict | None = None, together: bool = False
 ) -> dict[str, float]:
-    """Take one step on both sides, on the host in float32; return the differences.
+    """Take that step in PyTorch, on the host in float32; return the differences.
 
     `views`: of 255 levels. `losses`: relative. `gradient`, `parameters`,
     `running averages`, `bank`: the largest over tensors of the difference's norm, as a
     share of the tensor's norm.
+
+    Args:
+      one: our step.
+      config: of PyTorch's side, if other than ours.
+      together: see `pytorch_step.Objective`.
     """
-    rng = np.random.default_rng(0)
-    size = config.data.image_size
-    images = rng.integers(0, 256, (num_examples, size // 4, size // 4, 3), np.uint8)
-    images = images.repeat(4, 1).repeat(4, 2)
-    device, host = jax.devices("cpu")[0], torch.device("cpu")
-    with jax.default_device(device):
-        ours = make_ours(config, images, device)
-        batch = next(ours.batches)
-        theirs = make_theirs(config, images, ours.state, host, together=together)
-        given = same_batch(config, batch, host)
-        views = jax.jit(make_batch_views(config, ours.mesh))(batch | ours.resident)
-        state, metrics = jax.jit(ours.step)(ours.state, views)
+    ours, _, batch, views, state, metrics = one
+    config, host = config or ours.config, torch.device("cpu")
+    theirs = make_theirs(config, one.images, ours.state, host, together=together)
+    given = same_batch(config, batch, host)
     made, mixed = theirs.views_of(given)
     view1, view2 = made.tensor_split(2)
     std = np.array(config.data.std, np.float32)
@@ -199,7 +176,7 @@ def compare(
     tensors = theirs.encoder.state_dict()
     found["parameters"] = _apart(to_pytorch(state.params), tensors)
     found["running averages"] = _apart(to_pytorch(state.batch_stats), tensors)
-    bank = torch.tensor(np.array(state.memory_bank[:num_examples]))
+    bank = torch.tensor(np.array(state.memory_bank[: len(one.images)]))
     found["bank"] = _apart({"bank": bank}, {"bank": theirs.memory_bank})
     return found
 

@@ -227,7 +227,8 @@ def make_step(
         update = torch.compile(update, mode=chosen, dynamic=False, fullgraph=True)
 
     def step(batch: Batch) -> Terms:
-        torch.compiler.cudagraph_mark_step_begin()
+        if mode != "eager":
+            torch.compiler.cudagraph_mark_step_begin()
         tx.zero_grad(set_to_none=True)
         loss, terms, view1 = forward(batch)
         loss.backward()
@@ -252,8 +253,8 @@ def draw_batches(config, num_examples: int, device: torch.device) -> Iterator[Ba
                 "index": index,
                 "uniforms": torch.rand(2, size, UNIFORMS, device=device),
                 "partner": torch.randperm(size, device=device),
-                "ratio": (1 - area / side**2).expand(size),
-                "box": box.expand(size, 4),
+                "ratio": (1 - area / side**2).repeat(size),
+                "box": box.repeat(size, 1),
             }
 
 

@@ -1,0 +1,202 @@
+"""Our training step as benchmarks/train_step.py times it: whole, and its parts."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from eir_jax import sharding
+from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.pipeline import make_train_batches
+from eir_jax.memory_bank import update_memory_bank
+from eir_jax.models.encoder import Encoder, make_encoder
+from eir_jax.models.resnet import BLOCKS
+from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.train_state import TrainState, create_train_state
+from eir_jax.train_step import TrainStep, loss_terms, make_train_step
+
+STEPS_PER_EPOCH = 1000  # of the schedule; the steps timed are of its first part
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """What our step is made of."""
+
+    config: ConfigDict
+    mesh: Mesh
+    encoder: Encoder
+    tx: optax.GradientTransformation
+    step: TrainStep
+    state: TrainState
+    views_of: Callable
+    resident: dict[str, jax.Array]
+    batches: Iterator[dict[str, np.ndarray]]
+    num_examples: int
+
+
+def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
+    """Build our step as training does, for one device, views made in the step.
+
+    Args:
+      config: with data.pipeline=device.
+      images: uint8 [N, height, width, 3].
+      device: of JAX.
+    """
+    mesh = sharding.make_mesh([device])
+    encoder = make_encoder(config)
+    tx = make_optimizer(config, STEPS_PER_EPOCH)
+    schedule = make_schedule(config, STEPS_PER_EPOCH)
+    parts = (encoder, tx, schedule, len(images), mesh)
+    return Ours(
+        config=config,
+        mesh=mesh,
+        encoder=encoder,
+        tx=tx,
+        step=make_train_step(config, *parts),
+        state=create_train_state(config, encoder, tx, len(images), mesh),
+        views_of=make_batch_views(config, mesh),
+        resident={"images": put_images(images, config, mesh)},
+        batches=make_train_batches(images, config, 0, 10**9),
+        num_examples=len(images),
+    )
+
+
+def random_images(count: int, size: int) -> np.ndarray:
+    """Return blobs of 4x4 pixels, uint8 [count, size, size, 3]."""
+    coarse = (count, -(-size // 4), -(-size // 4), 3)
+    blobs = np.random.default_rng(0).integers(0, 256, coarse, np.uint8)
+    return np.ascontiguousarray(blobs.repeat(4, 1).repeat(4, 2)[:, :size, :size])
+
+
+def count_flop(config: ConfigDict, num_examples: int) -> dict[str, float]:
+    """Return the floating-point operations of a step: `encoder` and `bank`.
+
+    The encoder's convolutions and head count forward and twice as much backward (the
+    stem half of that: no gradient enters the images). The bank's products with both
+    views count forward and once backward: its rows get no gradient.
+    """
+    model, side = config.model, config.data.image_size
+    kernel, stride = (7, 2) if model.stem == "imagenet" else (3, 1)
+    side = -(-side // stride)
+    stem = 2 * kernel**2 * 3 * model.width * side**2
+    if model.stem == "imagenet":
+        side = -(-side // 2)
+    rest, channels = 0, model.width
+    for stage, count in enumerate(BLOCKS[model.name]):
+        for block in range(count):
+            features = model.width * 2**stage
+            stride = 2 if stage > 0 and block == 0 else 1
+            side = -(-side // stride)
+            weights = 9 * (channels + features) * features
+            if channels != features:
+                weights += channels * features
+            rest += 2 * weights * side**2
+            channels = features
+    rest += 2 * channels * model.embedding_dim
+    batch = config.batch_size
+    bank = 2 * 2 * 2 * batch * num_examples * model.embedding_dim
+    return {"encoder": 3 * batch * (2 * stem + 3 * rest), "bank": bank}
+
+
+def measure_ceiling(dtype: str, size: int, repeats: int = 5) -> float:
+    """Return the best FLOP/s of a matrix product [size, size] x [size, size]."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    jax.block_until_ready(product(a, a))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def time_parts(ours: Ours, steps: int, repeats: int) -> dict[str, float]:
+    """Return the milliseconds of the step's parts, each compiled and run by itself.
+
+    Each part is a function (carry, batch) -> (carry, what it makes); the carry is
+    donated, as the state in training. Medians of `repeats` blocks of `steps`.
+    """
+    config, encoder, mesh = ours.config, ours.encoder, ours.mesh
+    state = create_train_state(config, encoder, ours.tx, ours.num_examples, mesh)
+    drawn = sharding.put_batch(next(ours.batches), mesh) | ours.resident
+    size, side = config.batch_size, config.data.image_size
+    key = jax.random.key(0)
+    images = jax.random.normal(key, (3 * size, side, side, 3))
+    direction = jax.random.normal(key, (3 * size, config.model.embedding_dim))
+    embedding = direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+    names = ("view1", "view2", "mixed")
+
+    def views(carry, batch):
+        return carry, ours.views_of(batch)
+
+    def encode(batch_stats, batch):
+        def loss(params):
+            output, updates = encoder.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch["stacked"],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return (output.embedding * direction).sum(), updates["batch_stats"]
+
+        gradient, updated = jax.grad(loss, has_aux=True)(batch["params"])
+        return updated, gradient
+
+    def bank(memory_bank, batch):
+        def loss(embedding):
+            named = dict(zip(names, embedding.reshape(3, size, -1), strict=True))
+            terms = loss_terms(
+                config, named, memory_bank, batch, ours.num_examples, mesh
+            )
+            weights = (1, config.lambda_intra, config.lambda_inter)
+            parts = ("loss_instance", "loss_intra", "loss_inter")
+            total = sum(
+                w * terms.get(t, 0) for w, t in zip(weights, parts, strict=True)
+            )
+            return total, terms
+
+        made = jax.value_and_grad(loss, has_aux=True)(batch["embedding"])
+        updated = update_memory_bank(
+            memory_bank, batch["index"], batch["embedding"][:size], config.bank_momentum
+        )
+        return updated, made
+
+    def optimiser(carry, batch):
+        params, opt_state = carry
+        updates, opt_state = ours.tx.update(batch["gradient"], opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), ()
+
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    kept = jax.tree.map(jnp.copy, state.params)
+    parts: dict[str, tuple[Callable, Any, dict]] = {
+        "views": (views, (), drawn),
+        "encoder": (encode, state.batch_stats, {"stacked": images, "params": kept}),
+        "bank": (bank, state.memory_bank, drawn | {"embedding": embedding}),
+        "optimiser": (
+            optimiser, (state.params, state.opt_state), {"gradient": gradient}
+        ),
+    }  # fmt: skip
+    return {
+        name: _time(*part, steps=steps, repeats=repeats) for name, part in parts.items()
+    }
+
+
+def _time(part, carry, batch, *, steps: int, repeats: int) -> float:
+    part = jax.jit(part, donate_argnums=0)
+    milliseconds = []
+    for block in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in range(steps if block else 2):
+            carry, made = part(carry, batch)
+        jax.block_until_ready((carry, made))
+        milliseconds.append(1000 * (time.perf_counter() - start) / steps)
+    return statistics.median(milliseconds[1:])
