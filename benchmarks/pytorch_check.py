@@ -46,10 +46,11 @@ def make_theirs(
       UserError: a setting that it does not know.
     """
     refuse(config)
-    bank = torch.tensor(np.array(state.memory_bank[: len(images)], np.float32))
+    bank = torch.tensor(np.array(state.memory_bank[: len(images)]))
     objective = pytorch_step.Objective(
         config, torch.from_numpy(images), bank, dtype, together
     )
+    objective.to(bank.dtype)
     tensors = to_pytorch(state.params) | to_pytorch(state.batch_stats)
     missing, unexpected = objective.encoder.load_state_dict(tensors, strict=False)
     counters = [name for name in missing if name.endswith("num_batches_tracked")]
@@ -78,7 +79,6 @@ def to_pytorch(tree: Any) -> dict[str, torch.Tensor]:
     """Return a tree of Flax's parameters or statistics under PyTorch's names."""
     tensors = {}
     for (*path, leaf), value in flatten_dict(jax.device_get(tree)).items():
-        value = np.asarray(value, np.float32)
         if leaf == "kernel":  # [h, w, in, out] or [in, out]
             value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
         name = ".".join((*path, FLAX_NAMES.get(leaf, leaf)))
@@ -117,68 +117,92 @@ class OurStep(NamedTuple):
     ours: Ours
     images: np.ndarray
     batch: dict[str, np.ndarray]
-    views: dict[str, jax.Array]
-    state: TrainState
-    metrics: dict[str, jax.Array]
+    views: dict[str, np.ndarray]
+    before: TrainState
+    after: TrainState
+    metrics: dict[str, np.ndarray]
 
 
-def take_our_step(config: ConfigDict, num_examples: int = 200) -> OurStep:
-    """Take the first step, on the host, from random images."""
-    images = random_images(num_examples, config.data.image_size)
+def take_our_step(config: ConfigDict, dtype: str = "float32") -> OurStep:
+    """Take the first step, on the host, from 200 random images.
+
+    With 'float64' the views are made in float32, and the rest of the step is not.
+    """
+    images = random_images(200, config.data.image_size)
     device = jax.devices("cpu")[0]
     with jax.default_device(device):
         ours = make_ours(config, images, device)
         batch = next(ours.batches)
-        views = jax.jit(ours.views_of)(batch | ours.resident)
-        state, metrics = jax.jit(ours.step)(ours.state, views)
-    return OurStep(ours, images, batch, views, state, metrics)
+        views = jax.device_get(jax.jit(ours.views_of)(batch | ours.resident))
+        before = jax.device_get(ours.state)
+        with jax.enable_x64(dtype == "float64"):
+            before, views = jax.tree.map(
+                lambda x: x.astype(dtype) if x.dtype == np.float32 else x,
+                (before, views),
+            )
+            after, metrics = jax.device_get(jax.jit(ours.step)(before, views))
+    return OurStep(ours, images, batch, views, before, after, metrics)
 
 
 def compare(
     one: OurStep, config: ConfigDict | None = None, together: bool = False
 ) -> dict[str, float]:
-    """Take that step in PyTorch, on the host in float32; return the differences.
+    """Take that step in PyTorch, on the host in its dtype; return the differences.
 
-    `views`: of 255 levels. `losses`: relative. `gradient`, `parameters`,
-    `running averages`, `bank`: the largest over tensors of the difference's norm, as a
-    share of the tensor's norm.
+    `views` (of a float32 step alone): of 255 levels. `losses`: relative. `gradient`,
+    `parameters`, `running averages`, `bank`: the largest over tensors of the
+    difference's norm, as a share of the tensor's norm.
 
     Args:
       one: our step.
       config: of PyTorch's side, if other than ours.
       together: see `pytorch_step.Objective`.
     """
-    ours, _, batch, views, state, metrics = one
-    config, host = config or ours.config, torch.device("cpu")
-    theirs = make_theirs(config, one.images, ours.state, host, together=together)
-    given = same_batch(config, batch, host)
-    made, mixed = theirs.views_of(given)
-    view1, view2 = made.tensor_split(2)
-    std = np.array(config.data.std, np.float32)
-    found = {"views": 0.0}
-    for name, tensor in (("view1", view1), ("view2", view2), ("mixed", mixed)):
-        apart = np.abs(tensor.permute(0, 2, 3, 1).numpy() - np.asarray(views[name]))
-        found["views"] = max(found["views"], float((apart * std).max()) * 255)
+    config, host = config or one.ours.config, torch.device("cpu")
+    dtype = torch.from_numpy(one.before.memory_bank).dtype
+    theirs = make_theirs(config, one.images, one.before, host, dtype, together)
+    given = same_batch(config, one.batch, host)
+    found = {}
+    if dtype == torch.float32:
+        found["views"] = _levels_apart(config, one.views, *theirs.views_of(given))
+    else:  # ours, as the same box can be a pixel off in another dtype
+        planes = {
+            k: x.transpose(0, 3, 1, 2) for k, x in one.views.items() if x.ndim > 1
+        }
+        both = np.concatenate([planes["view1"], planes["view2"]])
+        given["views"], given["mixed"] = map(torch.tensor, (both, planes["mixed"]))
+        given["ratio"] = torch.tensor(one.views["ratio"])
 
     tx = pytorch_step.make_optimizer(config, theirs.encoder)
     terms = pytorch_step.make_step(theirs, tx, "eager")(given)
     found["losses"] = max(
-        abs(float(terms[name].detach()) / float(metrics[name]) - 1) for name in terms
+        abs(float(terms[name].detach()) / float(one.metrics[name]) - 1)
+        for name in terms
     )
     # The momentum after one step is the gradient and the decay.
     decay = config.optimizer.weight_decay
-    trace = optax.tree.get(state.opt_state, "trace")
-    gradient = jax.tree.map(lambda m, p: m - decay * p, trace, ours.state.params)
+    trace = optax.tree.get(one.after.opt_state, "trace")
+    gradient = jax.tree.map(lambda m, p: m - decay * p, trace, one.before.params)
     named = dict(theirs.encoder.named_parameters())
     found["gradient"] = _apart(
         to_pytorch(gradient), {name: p.grad for name, p in named.items()}
     )
     tensors = theirs.encoder.state_dict()
-    found["parameters"] = _apart(to_pytorch(state.params), tensors)
-    found["running averages"] = _apart(to_pytorch(state.batch_stats), tensors)
-    bank = torch.tensor(np.array(state.memory_bank[: len(one.images)]))
+    found["parameters"] = _apart(to_pytorch(one.after.params), tensors)
+    found["running averages"] = _apart(to_pytorch(one.after.batch_stats), tensors)
+    bank = torch.tensor(one.after.memory_bank[: len(one.images)])
     found["bank"] = _apart({"bank": bank}, {"bank": theirs.memory_bank})
     return found
+
+
+def _levels_apart(config: ConfigDict, views: dict, made, mixed) -> float:
+    std = np.array(config.data.std, np.float32)
+    view1, view2 = made.tensor_split(2)
+    theirs = {"view1": view1, "view2": view2, "mixed": mixed}
+    return max(
+        float((np.abs(x.permute(0, 2, 3, 1).numpy() - views[name]) * std).max()) * 255
+        for name, x in theirs.items()
+    )
 
 
 def _apart(ours: dict, theirs: dict) -> float:

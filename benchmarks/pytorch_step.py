@@ -93,9 +93,11 @@ class Encoder(nn.Module):
         self.head = nn.Linear(8 * width, embedding_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised images [n, 3, height, width] as unit float32 vectors."""
+        """Embed normalised images [n, 3, height, width] as unit vectors."""
         projected = self.head(self.backbone(images).mean((2, 3)))
-        return F.normalize(projected.float(), dim=1)
+        if projected.dtype == torch.bfloat16:
+            projected = projected.float()
+        return F.normalize(projected, dim=1)
 
 
 class Objective(nn.Module):
@@ -105,7 +107,7 @@ class Objective(nn.Module):
       config: the settings of eir_jax; of those, what `refused` lets pass.
       images: uint8 [N, height, width, 3].
       memory_bank: float32 [N, dim], unit rows.
-      dtype: that the encoder computes in; torch.float32 or torch.bfloat16.
+      dtype: that the encoder computes in; torch.bfloat16 by autocast.
       together: one pass of all three images of an instance, with split batch norms,
         in place of two passes.
     """
@@ -137,9 +139,19 @@ class Objective(nn.Module):
                     module.split = 2 * config.batch_size
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms, Tensor]:
-        """Return the loss of Eq. 10, its terms, and view 1's embeddings."""
-        views, mixed = self.views_of(batch)
-        with torch.autocast(views.device.type, self.dtype, self.dtype != torch.float32):
+        """Return the loss of Eq. 10, its terms, and view 1's embeddings.
+
+        A batch holds `index`, `partner` int64, `ratio` float [batch], `uniforms`
+        [2, batch, 30] and `box` int32 [batch, 4]; or, in place of the last two, `views`
+        [2 * batch, 3, size, size] and `mixed`.
+        """
+        if "views" in batch:
+            views, mixed = batch["views"], batch["mixed"]
+        else:
+            views, mixed = self.views_of(batch)
+        with torch.autocast(
+            views.device.type, self.dtype, self.dtype == torch.bfloat16
+        ):
             if self.together:
                 embedding = self.encoder(torch.cat([views, mixed]))
                 v, mixed = embedding.tensor_split([len(views)])

@@ -6,8 +6,9 @@ r"""Time our training step against PyTorch's, of the same mathematics.
     python benchmarks/train_step.py --model resnet18 --width 64 --dtype bfloat16 \
         --batch 128 512 --torch_mode reduce-overhead --out step.json    # on a GPU
 
-First both sides take one tiny step in float32 on the host, from the same parameters,
-bank and batch: what differs is printed (tests/test_pytorch_step.py sets the bounds).
+First both sides take one tiny step in float32 and one in float64 on the host, from the
+same parameters, bank and batch: what differs is printed (tests/test_pytorch_step.py
+sets the bounds).
 Then, for each size, both start from the same state, compile, take one step on the same
 batch (the two losses are printed), warm up, and take turns in blocks of steps. Printed
 are medians of the blocks' ms a step, and PyTorch's / ours (more than 1: ours is
@@ -63,9 +64,12 @@ def main(argv: list[str]) -> None:
     if not args.no_torch:
         from benchmarks import pytorch_check
 
-        one = pytorch_check.take_our_step(pytorch_check.tiny_config())
-        report["check"] = pytorch_check.compare(one, together=args.torch_together)
-        show("ours and PyTorch's apart, in one tiny float32 step", report["check"])
+        report["check"] = {}
+        for dtype in ("float32", "float64"):
+            one = pytorch_check.take_our_step(pytorch_check.tiny_config(), dtype)
+            apart = pytorch_check.compare(one, together=args.torch_together)
+            report["check"][dtype] = apart
+            show(f"one tiny {dtype} step, ours and PyTorch's apart", apart)
     report["results"] = []
     for batch_size in args.batch:
         for rows in args.rows:
@@ -133,6 +137,7 @@ def prepare_torch(platform_name: str) -> None:
             f"cannot; install its build for CUDA, or {way_out}"
         )
     torch.compiler.config.force_disable_caches = True
+    torch._dynamo.config.automatic_dynamic_local_pgo = False  # a cache too
     if platform_name == "gpu":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
