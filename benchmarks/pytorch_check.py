@@ -105,7 +105,7 @@ def same_batch(
 def tiny_config() -> ConfigDict:
     """Return settings of a step that takes a moment."""
     config = base.get_config()
-    config.model.update(name="resnet10", width=8, embedding_dim=32)
+    config.model.update(name="resnet10", width=8, embedding_dim=32, dtype="float32")
     config.data.update(image_size=16, pipeline="device")
     config.batch_size = 32
     return config

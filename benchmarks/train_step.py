@@ -172,19 +172,15 @@ def make_config(args: argparse.Namespace, overrides: list[str], batch_size: int)
       UserError: a setting that does not exist or does not fit the others.
     """
     from configs import base
-    from eir_jax.config import flatten, override
+    from eir_jax.config import override
     from eir_jax.validate import validate
 
     config = base.get_config()
     config.data.update(
         image_size=args.image_size, pipeline="device", source="arrays", path="none"
     )
-    config.model.update(name=args.model, width=args.width)
+    config.model.update(name=args.model, width=args.width, dtype=args.dtype)
     config.batch_size = batch_size
-    if "model.dtype" in flatten(config):
-        config.model.dtype = args.dtype
-    elif args.dtype != "float32":
-        raise UserError("there is no setting model.dtype here; use --dtype=float32")
     override(config, overrides)
     validate(config)
     return config
