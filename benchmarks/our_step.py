@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs import base
 from eir_jax import sharding
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
@@ -67,6 +68,69 @@ def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
         batches=make_train_batches(images, config, 0, 10**9),
         num_examples=len(images),
     )
+
+
+def tiny_config() -> ConfigDict:
+    """Return settings of a step that takes a moment."""
+    config = base.get_config()
+    config.model.update(name="resnet10", width=8, embedding_dim=32, dtype="float32")
+    config.data.update(image_size=16, pipeline="device")
+    config.batch_size = 32
+    return config
+
+
+class OurStep(NamedTuple):
+    """One step of ours, and what it was taken from."""
+
+    ours: Ours
+    images: np.ndarray
+    batch: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
+    before: TrainState
+    after: TrainState
+    metrics: dict[str, np.ndarray]
+
+
+def take_our_step(
+    config: ConfigDict,
+    dtype: str = "float32",
+    device: Any = None,
+    start: OurStep | None = None,
+) -> OurStep:
+    """Take the first step from 200 random images.
+
+    Args:
+      config: with data.pipeline=device.
+      dtype: of parameters, bank and views; the views are made in float32.
+      device: of JAX; None: the host.
+      start: a step from whose parameters, bank and views this one is taken as well.
+    """
+    images = random_images(200, config.data.image_size)
+    device = device or jax.devices("cpu")[0]
+    with jax.default_device(device):
+        ours = make_ours(config, images, device)
+        batch = next(ours.batches)
+        views = jax.device_get(jax.jit(ours.views_of)(batch | ours.resident))
+        before = jax.device_get(ours.state)
+        if start:
+            before, views = start.before, start.views
+        with jax.enable_x64(dtype == "float64"):
+            before, views = jax.tree.map(
+                lambda x: x.astype(dtype) if x.dtype.kind == "f" else x,
+                (before, views),
+            )
+            after, metrics = jax.device_get(jax.jit(ours.step)(before, views))
+    return OurStep(ours, images, batch, views, before, after, metrics)
+
+
+def gradient_of(one: OurStep) -> Any:
+    """Return the gradient of that step's loss, for every parameter.
+
+    The momentum after the first step is the gradient and the weight decay.
+    """
+    decay = one.ours.config.optimizer.weight_decay
+    trace = optax.tree.get(one.after.opt_state, "trace")
+    return jax.tree.map(lambda m, p: m - decay * p, trace, one.before.params)
 
 
 def random_images(count: int, size: int) -> np.ndarray:

@@ -4,18 +4,17 @@ What is compared: the pixels of views and mixed images, each loss, the gradient 
 parameter, parameters and running averages after one step, and the bank's rows.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 import torch
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from torch import nn
 
 from benchmarks import pytorch_step
-from benchmarks.our_step import Ours, make_ours, random_images
+from benchmarks.our_step import OurStep, gradient_of
 from configs import base
 from eir_jax.config import flatten
 from eir_jax.data.order import draw_uniforms
@@ -102,48 +101,6 @@ def same_batch(
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def tiny_config() -> ConfigDict:
-    """Return settings of a step that takes a moment."""
-    config = base.get_config()
-    config.model.update(name="resnet10", width=8, embedding_dim=32, dtype="float32")
-    config.data.update(image_size=16, pipeline="device")
-    config.batch_size = 32
-    return config
-
-
-class OurStep(NamedTuple):
-    """One step of ours, and what it was taken from."""
-
-    ours: Ours
-    images: np.ndarray
-    batch: dict[str, np.ndarray]
-    views: dict[str, np.ndarray]
-    before: TrainState
-    after: TrainState
-    metrics: dict[str, np.ndarray]
-
-
-def take_our_step(config: ConfigDict, dtype: str = "float32") -> OurStep:
-    """Take the first step, on the host, from 200 random images.
-
-    With 'float64' the views are made in float32, and the rest of the step is not.
-    """
-    images = random_images(200, config.data.image_size)
-    device = jax.devices("cpu")[0]
-    with jax.default_device(device):
-        ours = make_ours(config, images, device)
-        batch = next(ours.batches)
-        views = jax.device_get(jax.jit(ours.views_of)(batch | ours.resident))
-        before = jax.device_get(ours.state)
-        with jax.enable_x64(dtype == "float64"):
-            before, views = jax.tree.map(
-                lambda x: x.astype(dtype) if x.dtype == np.float32 else x,
-                (before, views),
-            )
-            after, metrics = jax.device_get(jax.jit(ours.step)(before, views))
-    return OurStep(ours, images, batch, views, before, after, metrics)
-
-
 def compare(
     one: OurStep, config: ConfigDict | None = None, together: bool = False
 ) -> dict[str, float]:
@@ -179,13 +136,9 @@ def compare(
         abs(float(terms[name].detach()) / float(one.metrics[name]) - 1)
         for name in terms
     )
-    # The momentum after one step is the gradient and the decay.
-    decay = config.optimizer.weight_decay
-    trace = optax.tree.get(one.after.opt_state, "trace")
-    gradient = jax.tree.map(lambda m, p: m - decay * p, trace, one.before.params)
     named = dict(theirs.encoder.named_parameters())
     found["gradient"] = _apart(
-        to_pytorch(gradient), {name: p.grad for name, p in named.items()}
+        to_pytorch(gradient_of(one)), {name: p.grad for name, p in named.items()}
     )
     tensors = theirs.encoder.state_dict()
     found["parameters"] = _apart(to_pytorch(one.after.params), tensors)

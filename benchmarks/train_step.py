@@ -62,11 +62,11 @@ def main(argv: list[str]) -> None:
     show = (lambda title, values: None) if args.json else print_values
     show("machine", report["machine"])
     if not args.no_torch:
-        from benchmarks import pytorch_check
+        from benchmarks import our_step, pytorch_check
 
         report["check"] = {}
         for dtype in ("float32", "float64"):
-            one = pytorch_check.take_our_step(pytorch_check.tiny_config(), dtype)
+            one = our_step.take_our_step(our_step.tiny_config(), dtype)
             apart = pytorch_check.compare(one, together=args.torch_together)
             report["check"][dtype] = apart
             show(f"one tiny {dtype} step, ours and PyTorch's apart", apart)

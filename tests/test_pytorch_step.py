@@ -6,7 +6,7 @@ torch = pytest.importorskip(
     "torch", reason="the step is compared with PyTorch's, which is not installed"
 )
 
-from benchmarks import pytorch_check, pytorch_views  # noqa: E402
+from benchmarks import our_step, pytorch_check, pytorch_views  # noqa: E402
 from eir_jax.data.views import NUM_UNIFORMS  # noqa: E402
 from eir_jax.errors import UserError  # noqa: E402
 
@@ -22,7 +22,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def one():
-    return pytorch_check.take_our_step(pytorch_check.tiny_config())
+    return our_step.take_our_step(our_step.tiny_config())
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["two passes", "one pass"])
@@ -43,7 +43,7 @@ def test_one_step_equals_pytorch(one, together):
 
 def test_one_step_equals_pytorch_in_float64():
     """From the same views, where no rounding excuses a difference."""
-    one = pytorch_check.take_our_step(pytorch_check.tiny_config(), "float64")
+    one = our_step.take_our_step(our_step.tiny_config(), "float64")
     apart = pytorch_check.compare(one)
     assert apart.keys() == {
         "losses",
@@ -74,7 +74,7 @@ def test_comparison_sees_a_difference(one, change, seen):
 
 def test_crops_that_never_fit_are_centred():
     """As torchvision falls back; whole-number boxes within the image."""
-    recipe = pytorch_check.tiny_config().views.to_dict()
+    recipe = our_step.tiny_config().views.to_dict()
     recipe["crop_area"] = (1.0, 1.0)
     recipe["crop_aspect"] = (2.0, 2.0)
     uniforms = torch.rand(8, NUM_UNIFORMS, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_crops_that_never_fit_are_centred():
 
 
 def test_settings_that_pytorch_does_not_know_are_refused():
-    config = pytorch_check.tiny_config()
+    config = our_step.tiny_config()
     config.inter.negatives = "bank"
     config.lambda_intra = 0.0
     with pytest.raises(UserError, match=r"inter\.negatives, lambda_intra.*--no_torch"):
