@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from eir_jax import cli, processes
+from eir_jax import cli, compilation_cache, processes
 from eir_jax.data.pictures import (
     SUFFIXES,
     BrokenPicture,
@@ -95,6 +95,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
     processes.start(args)
+    compilation_cache.keep_compiled()
     with written_whole(args.out) as write:  # refuses before the work, not after
         from eir_jax.evaluation.restore import restore_run
 

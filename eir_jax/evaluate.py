@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from eir_jax import cli, processes
+from eir_jax import cli, compilation_cache, processes
 from eir_jax.errors import UserError
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
@@ -23,12 +23,13 @@ TITLES = {
     "health": "health",
 }
 PLAIN_NUMBERS = ("health", "learning_rate", "weight_decay")  # the rest: per cent
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Restore a checkpoint, embed its images once, print the numbers of the paper's section
 4, and write them to DIR/eval/step_N.json with the protocol that decides each, the
 pictures to DIR/figures/, and all of it to DIR/report.html, one file for any browser.
 How it is done can be set here too: --config.knn.k=1,10 --config.linear.solver=lbfgs
-"""
+
+{compilation_cache.HELP}"""
 EVALUATION_KEYS = ("knn.", "retrieval.", "linear.")
 
 
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> int:
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     processes.start(args)
+    compilation_cache.keep_compiled()
     tasks = tuple(task for task in args.tasks.split(",") if task)
     for task in tasks:
         if task not in TASKS:

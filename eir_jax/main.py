@@ -3,16 +3,17 @@
 import time
 from pathlib import Path
 
-from eir_jax import cli, processes
+from eir_jax import cli, compilation_cache, processes
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Learn an embedding of images without labels (EIR). Started again on the same workdir,
 it goes on from the newest whole checkpoint.
 
 Any setting of configs/base.py can be given as --config.KEY=VALUE, e.g.
   --config.seed=1 --config.lambda_intra=0 --config.knn.k=5,20
   --config.data.source=arrays --config.data.path=cifar10.npz
-"""
+
+{compilation_cache.HELP}"""
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
     processes.start(args, stops_after_a_step=True)
+    compilation_cache.keep_compiled()
     from eir_jax.config import load_config  # imports after --help has had its say
 
     config = load_config(args.config, overrides)

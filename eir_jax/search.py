@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from eir_jax import cli
+from eir_jax import cli, compilation_cache
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.embed import (
     Embeddings,
@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
     if args.query is None and (args.figure or args.images or args.workdir):
         parser.error("--figure, --images and --workdir go with --query")
 
+    compilation_cache.keep_compiled()
     # File names of other encodings go out as the bytes that they are.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     gallery = read_embeddings(args.embeddings)

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eir_jax import cli
+from eir_jax import cli, compilation_cache
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
 
     config = load_config(args.config, overrides)
     validate(config)
+    compilation_cache.keep_compiled()
     dataset = sources.load(config.data)
     for line in describe(dataset, config):
         print(line)
