@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import (
 )
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from eir_jax import processes
 
@@ -46,10 +47,10 @@ class MetricsWriter:
             partial.write_text("".join(line + "\n" for line in keep))
             os.replace(partial, path)
         self._file = path.open("a", buffering=1)
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._events = _create_events(workdir / "tensorboard")
         if step:
             start = SessionLog(status=SessionLog.START)
-            self._events.add_event(Event(step=step + 1, session_log=start))
+            self._add(Event(step=step + 1, session_log=start))
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append {"step": step, **record}; nested records become 'a/b' scalars."""
@@ -60,9 +61,7 @@ class MetricsWriter:
             Summary.Value(tag=tag, simple_value=value)
             for tag, value in _scalars(record)
         ]
-        self._events.add_event(
-            Event(step=step, wall_time=time.time(), summary=Summary(value=values))
-        )
+        self._add(Event(step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Flush everything."""
@@ -70,6 +69,24 @@ class MetricsWriter:
             return
         self._file.close()
         self._events.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write(event.SerializeToString())
+        self._events.flush()
+
+
+def _create_events(folder: Path) -> RecordWriter:
+    """Begin a file of events; TensorBoard's own writer would import TensorFlow."""
+    folder.mkdir(exist_ok=True)
+    now, number = time.time(), len(list(folder.iterdir()))
+    place = f"{socket.gethostname()}.{os.getpid()}.{number}"
+    events = RecordWriter(
+        (folder / f"events.out.tfevents.{now:.0f}.{place}").open("xb")
+    )
+    first = Event(wall_time=now, file_version="brain.Event:2")
+    events.write(first.SerializeToString())
+    return events
 
 
 def _kept(line: str, step: int) -> bool:

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from eir_jax import processes
 from eir_jax.errors import UserError
 
@@ -35,6 +33,8 @@ class RunRecord:
         self._path = workdir / "run.json"
         self._before = read_sessions(workdir)
         self._began = time.monotonic()
+        import jax  # here, as those who read records need none
+
         devices = jax.devices()
         self._session: Session = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
