@@ -146,4 +146,7 @@ def get_config() -> ConfigDict:
     # Batches that may be left out because a loss is not finite, each time from the last
     # checkpoint on, before the run stops; 0: it stops at the first.
     c.skip_not_finite = 0
+    # 'a:b': a profiler's trace of the steps a to b, both included, counted from 1 (the
+    # first one of a start compiles), in workdir/profile; '': none.
+    c.profile_steps = ""
     return c

@@ -41,6 +41,7 @@ INCIDENTAL = (
     *("seed", "bank.form", "paper.", "knn.k", "retrieval.", "linear."),
     *("evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
     *("checkpoint_every_epochs", "keep_checkpoints", "skip_not_finite"),
+    "profile_steps",
     *("data.source", "data.path", "data.pipeline", "data.placement", "data.keep"),
     *("data.broken", "data.expected", "data.class_list"),
     *("data.train_split", "data.test_split"),

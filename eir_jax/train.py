@@ -37,6 +37,7 @@ from eir_jax.evaluation.tasks import (
 from eir_jax.metrics import MetricsWriter, ProgressLine
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer, make_schedule
+from eir_jax.profiling import StepProfile
 from eir_jax.run_record import RunRecord
 from eir_jax.runs import accuracies, main_number
 from eir_jax.startup import Startup
@@ -46,7 +47,7 @@ from eir_jax.train_state import (
     create_train_state,
 )
 from eir_jax.train_step import TrainStep, compile_train_step, make_train_step
-from eir_jax.validate import validate, validate_sizes
+from eir_jax.validate import profiled_steps, validate, validate_sizes
 from eir_jax.workdir import check_settings, own
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -185,6 +186,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     skipped = run.meta["skipped"]
     writer = MetricsWriter(workdir, start_step)
     progress = ProgressLine("training", num_steps, start_step)
+    profile = StepProfile(profiled_steps(config), workdir, start_step, progress.say)
     pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
     logged_at, logged_step = time.monotonic(), start_step
 
@@ -220,6 +222,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         closing(writer),
         closing(progress),
         closing(batches),
+        closing(profile),
         _stop_requests() as requests,
     ):
         on_device = sharding.put_batches(batches, run.mesh)
@@ -228,7 +231,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
                 state = state.replace(step=state.step + 1)
             else:
                 # The step before is done or nearly so: fetching it stalls nothing.
-                state, metrics = run.train_step(state, batch | run.resident)
+                state, metrics = profile.take(
+                    run.train_step, state, batch | run.resident, step
+                )
                 if pending and pending[-1][0] % config.log_every_steps == 0:
                     log_pending()
                 pending.append((step, metrics))

@@ -1,6 +1,7 @@
 """Every inconsistency of the settings, all at once, in words."""
 
 import math
+import re
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -85,6 +86,7 @@ def validate(config: ConfigDict) -> None:
             f"data.source={config.data.source}"
         )
     problems += _images(config.data)
+    problems += _profile(config)
     if config.batch_size % config.batch_norm.groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "
@@ -120,6 +122,13 @@ def validate_sizes(
             f"batch_size={batch} does not divide over {num_devices} devices; use "
             f"{_nearest_multiples(batch, num_devices)}"
         )
+    steps = config.num_rounds * config.num_epochs * (num_examples // batch)
+    profiled = profiled_steps(config)
+    if batch <= num_examples and profiled and profiled[-1] > steps:
+        problems.append(
+            f"profile_steps={config.profile_steps} goes beyond the last step; give "
+            f"steps from 1 to {steps}"
+        )
     voters = num_examples if num_voters is None else num_voters
     if config.eval_every_epochs and 0 < voters < max(config.knn.k):
         fitting = ",".join(str(k) for k in config.knn.k if k <= voters)
@@ -129,6 +138,19 @@ def validate_sizes(
             f"--config.knn.k={fitting or voters}"
         )
     _raise(problems)
+
+
+def profiled_steps(config: ConfigDict) -> range:
+    """Return the steps, counted from 1, that `profile_steps` asks for; maybe none.
+
+    Raises:
+      ValueError: they are not written as two numbers a:b.
+    """
+    text = config.get("profile_steps", "")  # absent of runs older than the setting
+    if not text:
+        return range(0)
+    first, last = text.split(":")
+    return range(int(first), int(last) + 1)
 
 
 def _raise(problems: list[str]) -> None:
@@ -155,6 +177,18 @@ def _ranges(config: ConfigDict) -> Iterator[str]:
         for key in keys.split():
             if not holds(flat[key]):  # NaN never holds
                 yield f"{key}={flat[key]} must be {words}"
+
+
+def _profile(config: ConfigDict) -> Iterator[str]:
+    text = config.get("profile_steps", "")
+    if not text:
+        return
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        yield (
+            f"profile_steps={text!r} is no range of steps; give the first and the "
+            "last one, from 1 on, like 101:110"
+        )
 
 
 def _images(data: ConfigDict) -> Iterator[str]:

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "checkpoint_every_epochs",
     "keep_checkpoints",
     "skip_not_finite",
+    "profile_steps",
 )
 
 
