@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from eir_jax import processes
-from eir_jax.errors import UserError, first_line
+from eir_jax.errors import UserError, first_line, lacks_memory
 from eir_jax.train_state import TrainState
 
 Meta = dict[str, Any]
@@ -157,6 +157,8 @@ class Checkpoints:
                 path = self.directory.absolute() / str(step) / "state"
                 state = reader.restore(path, args=args)
         except Exception as error:  # Orbax and TensorStore raise many types
+            if lacks_memory(error):
+                raise
             reason = str(error).splitlines()[0][:200]
         if reason := next(filter(None, processes.exchange(reason)), ""):
             raise DamagedCheckpoint(f"Orbax cannot read it: {reason}")

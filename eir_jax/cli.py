@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from eir_jax import processes
-from eir_jax.errors import UserError
+from eir_jax.errors import UserError, first_line, lacks_memory
 
 EXIT_BAD_INPUT = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -35,6 +35,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             message = f"{error}; make room and start again: what was saved is kept"
+            sys.exit(_fail(message))
+        if lacks_memory(error):
+            message = (
+                "out of memory: use a device with more, or less of what is done at "
+                "once, as evaluation_batch_size and linear.batch_size "
+                f"({first_line(error)})"
+            )
+            processes.fail(message, EXIT_BAD_INPUT)
             sys.exit(_fail(message))
         processes.fail_by(error)
         raise

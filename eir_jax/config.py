@@ -57,7 +57,7 @@ def override(
         if not key.startswith(allowed):
             raise UserError(
                 f"config.{key} was settled by the run; here one may set "
-                f"{', '.join(prefix + '*' for prefix in allowed)}"
+                f"{', '.join(p + '*' if p.endswith('.') else p for p in allowed)}"
             )
         _set(config, key, value)
 

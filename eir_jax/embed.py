@@ -35,7 +35,8 @@ DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
 length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
 `index`, `label` where known, and `meta`, JSON that says what they are. But for --split
-it needs no data set, and no TensorFlow.
+it needs no data set, and no TensorFlow. --config.evaluation_batch_size=N embeds N at a
+time.
 
   python -m eir_jax.embed --workdir=DIR --images=PICTURES --out=pictures.npz
   python -m eir_jax.embed --workdir=DIR --images=FILE.npz --out=arrays.npz
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
         "--data_path", help="where the run's own data lies now, for --split"
     )
     processes.add_flags(parser)
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_known_args(argv)
     if args.images is None and args.split is None:
         parser.error("give --images=DIR, --images=FILE.npz or --split=train or test")
     if args.data_path is not None and args.images is not None:
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> int:
         paths = None
         if args.images is not None and args.images.is_dir():
             paths = existing_pictures(args.images)
-        run = restore_run(args.workdir, args.step)
+        run = restore_run(args.workdir, args.step, overrides)
         if paths is not None:
             found = embed_pictures(run, args.workdir, args.images, paths)
         elif args.images is not None:

@@ -30,7 +30,7 @@ pictures to DIR/figures/, and all of it to DIR/report.html, one file for any bro
 How it is done can be set here too: --config.knn.k=1,10 --config.linear.solver=lbfgs
 
 {compilation_cache.HELP}"""
-EVALUATION_KEYS = ("knn.", "retrieval.", "linear.")
+EVALUATION_KEYS = ("knn.", "retrieval.", "linear.", "evaluation_batch_size")
 
 
 def main(argv: list[str]) -> int:
@@ -97,17 +97,14 @@ def evaluate(
       UserError: no checkpoint, no labels, other data than the checkpoint's, or an
         output that cannot be written.
     """
-    from eir_jax.config import flatten, override
+    from eir_jax.config import flatten
     from eir_jax.evaluation import protocol
     from eir_jax.evaluation import tasks as all_tasks
     from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.metrics import ProgressLine
     from eir_jax.report import write_report
-    from eir_jax.validate import validate
 
-    run = restore_run(workdir, step)
-    override(run.config, overrides, EVALUATION_KEYS)
-    validate(run.config)
+    run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
     dataset = load_data(run, data_path)
     if not tasks:
         refused = all_tasks.refused_tasks(dataset)

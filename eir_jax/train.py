@@ -22,7 +22,7 @@ from eir_jax.data import folder, order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.class_list import take
 from eir_jax.data.pipeline import make_train_batches
-from eir_jax.errors import UserError
+from eir_jax.errors import UserError, enough_memory
 from eir_jax.evaluation import health
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.knn import knn_accuracy
@@ -67,7 +67,7 @@ def train_and_evaluate(
     validate(config)
     settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
     processes.check_equal("the settings", settings)
-    with own(workdir):
+    with own(workdir), enough_memory(_memory_advice(config)):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir, startup)
 
@@ -359,6 +359,17 @@ def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:
     for name in sorted(metrics, key=lambda name: not name.startswith("loss_")):
         if not math.isfinite(metrics[name]):
             raise NotFiniteError(name, metrics[name], step, epoch)
+
+
+def _memory_advice(config: ConfigDict) -> str:
+    """Say what can be lowered where training needs more memory than there is."""
+    words = f"lower batch_size={config.batch_size}, model.width={config.model.width}"
+    if config.bank.form != "streamed":
+        words += ", or set bank.form=streamed"
+    if config.data.pipeline == "device":
+        words += ", or data.placement=sharded where there are several devices"
+        words += ", or data.pipeline=tf.data"
+    return f"{words}; what was saved is kept"
 
 
 def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:

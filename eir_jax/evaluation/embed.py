@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from eir_jax import sharding
+from eir_jax.errors import enough_memory
 from eir_jax.models.encoder import Encoder, EncoderOutput
 from eir_jax.train_state import TrainState
 
@@ -50,11 +51,15 @@ def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
     The batches (of `config.evaluation_batch_size`, the last one padded) are split over
     the devices of all processes, each of which reads its own images alone; the result
     is NumPy arrays, in each process all of it. `progress` is called with the number of
-    images done so far; `pooled_map` as in the encoder.
+    images done so far; `pooled_map` as in the encoder. It raises UserError where there
+    is not enough memory.
     """
     batch_size = -(-config.evaluation_batch_size // mesh.size) * mesh.size
     everywhere = sharding.replicated(mesh)
-    own_rows = np.arange(batch_size)[sharding.process_rows(batch_size, mesh)]
+    too_large = (
+        f"lower evaluation_batch_size={config.evaluation_batch_size} "
+        "(--config.evaluation_batch_size=N)"
+    )
 
     @functools.partial(jax.jit, static_argnames="pooled_map")
     def embed_batch(params, batch_stats, images, pooled_map) -> EncoderOutput:
@@ -64,12 +69,14 @@ def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
         output = encoder.apply(variables, images, pooled_map=pooled_map)
         return jax.lax.with_sharding_constraint(output, everywhere)
 
+    @enough_memory(too_large)
     def embed(
         state: TrainState,
         images: np.ndarray,
         progress: Callable[[int], None] | None = None,
         pooled_map: bool = False,
     ) -> EncoderOutput:
+        own_rows = np.arange(batch_size)[sharding.process_rows(batch_size, mesh)]
         parts = []
         for start in range(0, len(images), batch_size):
             count = min(batch_size, len(images) - start)

@@ -1,6 +1,7 @@
 """A run's network from its workdir alone: settings, checkpoint, encoder."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +10,14 @@ from ml_collections import ConfigDict
 
 from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint, Meta
-from eir_jax.config import read_config
+from eir_jax.config import override, read_config
 from eir_jax.data.sources import Dataset, load
 from eir_jax.errors import UserError
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.models.encoder import make_encoder
 from eir_jax.optimizer import make_optimizer
 from eir_jax.train_state import TrainState, abstract_train_state
-from eir_jax.validate import check_complete
+from eir_jax.validate import check_complete, validate
 
 
 class Run(NamedTuple):
@@ -29,18 +30,28 @@ class Run(NamedTuple):
     mesh: Mesh
 
 
-def restore_run(workdir: Path, step: str = "last") -> Run:
+def restore_run(
+    workdir: Path,
+    step: str = "last",
+    overrides: Sequence[str] = (),
+    allowed: tuple[str, ...] = ("evaluation_batch_size",),
+) -> Run:
     """Restore a checkpoint of `workdir` onto all devices.
 
     Args:
       workdir: of a run of `eir_jax.main`.
       step: a number, 'last' (the newest whole one) or 'best' (by kNN while training).
+      overrides: words `--config.key=value` of settings that do not touch the network.
+      allowed: what their keys may begin with.
 
     Raises:
-      UserError: no workdir, no such checkpoint, or a damaged one.
+      UserError: no workdir, no such checkpoint, a damaged one, or a setting that is
+        not allowed or wrong.
     """
     config = read_config(workdir / "config.json")
     check_complete(config, str(workdir / "config.json"))
+    override(config, overrides, allowed)
+    validate(config)
     mesh = sharding.make_mesh()
     encoder = make_encoder(config, "float32")
     # The schedule's length does not enter the state's shapes: any will do.
