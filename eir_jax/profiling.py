@@ -33,28 +33,19 @@ class StepProfile:
             say(f"no profile: profile_steps={words} lie before step {start_step + 1}")
 
     def take(
-        self, train_step: Callable, state: Any, batch: Any, first: int, count: int = 1
+        self, train_step: Callable, state: Any, batch: Any, step: int
     ) -> tuple[Any, Any]:
-        """Return `train_step(state, batch)`, traced where its steps are asked for.
-
-        Args:
-          train_step: takes `count` steps.
-          state: before them.
-          batch: as `train_step` needs it.
-          first: the number of the first of these steps.
-          count: how many they are.
-        """
-        asked = [step for step in range(first, first + count) if step in self._steps]
-        if not asked:
+        """Return `train_step(state, batch)`, traced where this step is asked for."""
+        if step not in self._steps:
             self.close()
             return train_step(state, batch)
         if not self._traced:
             jax.block_until_ready(state)  # what is asked for is traced alone
             jax.profiler.start_trace(self._folder)
-        self._traced += range(first, first + count)
-        with jax.profiler.StepTraceAnnotation("train", step_num=first):
+        self._traced.append(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = train_step(state, batch)
-        if asked[-1] == self._steps[-1]:
+        if step == self._steps[-1]:
             jax.block_until_ready(state)
             self.close()
         return state, metrics

@@ -60,8 +60,9 @@ def test_a_run_that_ends_within_them_leaves_what_it_took(tmp_path):
     def step(state, batch):
         return state + batch, {}
 
-    state, _ = profile.take(step, 1, 2, first=3, count=2)
-    assert state == 3 and not said
+    state, _ = profile.take(step, 1, 2, 3)
+    state, _ = profile.take(step, state, 2, 4)
+    assert state == 5 and not said
     profile.close()
     profile.close()
     assert len(said) == 1 and said[0].startswith("profile of steps 3 to 4: ")
