@@ -18,8 +18,8 @@ NUMBER = "--config.evaluation_batch_size"
 def test_xla_says_so_where_it_is_called_and_inside_a_program():
     for make in (
         lambda: jnp.zeros(TOO_MUCH),
-        jax.jit(lambda: jax.random.uniform(jax.random.key(0), (TOO_MUCH,))),
-        jax.jit(lambda: jnp.sort(jax.random.normal(jax.random.key(0), (TOO_MUCH,)))[0]),
+        # No power of two: there XLA's compiler, as of JAX 0.12, ends the process.
+        jax.jit(lambda: jax.random.uniform(jax.random.key(0), (40, 10**14))),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError) as caught:
             jax.block_until_ready(make())
@@ -43,8 +43,9 @@ def test_other_errors_pass():
             raise error
 
 
-def test_what_xla_says_on_gpu_and_tpu_is_understood():
+def test_what_xla_says_elsewhere_is_understood():
     for text in (
+        "INTERNAL: Error dispatching computation: Out of memory allocating 16 bytes.",
         "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes.",
         "RESOURCE_EXHAUSTED: Failed to allocate request for 64.00GiB on device ordinal",
         "RESOURCE_EXHAUSTED: TPU backend error: Ran out of memory in memory space hbm.",
