@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eir_jax.models.convolution import (
+    PARTS,
     Conv,
     convolve,
     convolve_by_taps,
@@ -25,6 +26,8 @@ SHAPES = [
     (3, 8, 6, 4, 5, 1, 2),
     (3, 7, 7, 4, 5, 1, 1),
 ]
+# Enough for the kernel's gradient in parts, the last of them shorter.
+LARGE = [(37, 32, 30, 8, 2, 3, 1), (37, 32, 30, 8, 2, 3, 2)]
 
 
 @pytest.fixture
@@ -48,9 +51,7 @@ def reference(x, kernel, stride):
     return out
 
 
-@pytest.mark.parametrize("form", [convolve, convolve_by_taps, convolve_on_cpu])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(form, shape, rng):
+def check_values_and_gradients(form, shape, rng):
     rows, height, width, channels, features, size, stride = shape
     x = rng.normal(size=(rows, height, width, channels))
     kernel = rng.normal(size=(size, size, channels, features))
@@ -74,6 +75,21 @@ def test_values_and_gradients(form, shape, rng):
         along = np.sum(np.asarray(gradient[place], np.float64) * direction)
         np.testing.assert_allclose(along, derivative, rtol=1e-4, atol=1e-3)
         assert gradient[place].shape == array.shape
+
+
+@pytest.mark.parametrize("form", [convolve, convolve_by_taps, convolve_on_cpu])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(form, shape, rng):
+    check_values_and_gradients(form, shape, rng)
+
+
+@pytest.mark.parametrize("shape", LARGE)
+def test_the_kernel_gradient_in_parts(shape, rng, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    check_values_and_gradients(convolve_on_cpu, shape, rng)
+    x, kernel = jnp.zeros(shape[:4]), jnp.zeros((3, 3, *shape[3:5]))
+    of_kernel = jax.grad(lambda kernel: convolve_on_cpu(x, kernel, shape[-1]).sum())
+    assert str(jax.make_jaxpr(of_kernel)(kernel)).count("conv_general_dilated") >= PARTS
 
 
 def test_bfloat16_keeps_float32_kernels(rng):

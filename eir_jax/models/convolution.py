@@ -1,9 +1,9 @@
 """Convolution without bias, in the form that XLA runs fastest.
 
 On accelerators that is XLA's own. On a CPU, XLA has fast code for the plain forward
-convolution of larger maps alone: over small maps, backwards through a stride, and for
-the kernel's gradient, one matrix product for each tap of the kernel is up to ten times
-as fast. benchmarks/NOTES.md has the measurements.
+convolution of larger maps alone. Over small maps and backwards through a stride, one
+matrix product for each tap of the kernel is up to ten times as fast, and the kernel's
+gradient is two to three times as fast in parts. benchmarks/NOTES.md has the numbers.
 """
 
 import functools
@@ -17,6 +17,11 @@ from jaxtyping import Array, Float
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives convolutions and linear layers.
 pytorch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# XLA's kernel gradient on a CPU copies every window that a kernel sees; of so small a
+# part of the batch they stay in a cache. Below SMALL numbers all is done at once.
+PARTS = 16
+SMALL = 2**18
 
 Images = Float[Array, "rows height width channel"]
 Kernel = Float[Array, "size size channel feature"]
@@ -74,29 +79,33 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, residuals, cotangent):
     x, kernel = residuals
-    size, _, channels, _ = kernel.shape
+    size, _, channels, features = kernel.shape
     height = cotangent.shape[1]
 
     by_taps = size == 1 or stride > 1 or height <= 2
     form = convolve_by_taps if by_taps else convolve
     gradient_x = jax.vjp(lambda x: form(x, kernel, stride), x)[1](cotangent)[0]
 
-    if size == 1 or (height > 2 and (stride > 1 or channels > 16)):
-        return gradient_x, _kernel_gradient_by_taps(x, kernel, stride, cotangent)
-    pullback = jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1]
-    return gradient_x, pullback(cotangent)[0]
+    if size == 1:
+        rows = x[:, ::stride, ::stride].reshape(-1, channels)
+        gradient_kernel = rows.T @ cotangent.reshape(-1, features)
+        return gradient_x, gradient_kernel.reshape(kernel.shape)
+    # Rows that are split over devices stay together: a part would be one device's.
+    # Without the barrier XLA would make both arrays anew for each part.
+    x, cotangent = jax.lax.optimization_barrier((x, cotangent))
+    alone = jax.device_count() == 1 and x.size >= SMALL
+    parts = zip(
+        *(jnp.array_split(array, PARTS if alone else 1) for array in (x, cotangent)),
+        strict=True,
+    )
+    gradients = [
+        jax.vjp(lambda k, x=x: convolve(x, k, stride), kernel)[1](cotangent)[0]
+        for x, cotangent in parts
+    ]
+    return gradient_x, functools.reduce(jnp.add, gradients)
 
 
 convolve_on_cpu.defvjp(_forward, _backward)
-
-
-def _kernel_gradient_by_taps(x, kernel, stride, cotangent) -> Array:
-    rows = cotangent.reshape(-1, cotangent.shape[-1])
-    products = [
-        part.reshape(-1, part.shape[-1]).T @ rows
-        for _, part in _seen(x, len(kernel), stride)
-    ]
-    return jnp.stack(products).reshape(kernel.shape)
 
 
 def _seen(x: Images, size: int, stride: int) -> Iterator[tuple[tuple[int, int], Array]]:
