@@ -87,11 +87,10 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
     Each process gives its own part, `process_rows`.
     """
-    sharding = split_rows(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
+    on_devices: dict[str, jax.Array] = jax.make_array_from_process_local_data(
+        split_rows(mesh), batch
+    )
+    return on_devices
 
 
 def put_batches(
