@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     c.intra.temperature = 0.0  # of the two distributions in Eq. 6; 0: c.temperature
     c.intra.stop_gradient = False  # no gradient into view 1's distribution
     c.intra.symmetric = False  # mean of KL(p||q) and KL(q||p)
+    c.intra.ramp_steps = 0  # steps over which lambda_intra grows from 0; 0: at once
     c.inter = ConfigDict()
     c.inter.negatives = "batch"  # Eq. 9's j over the 'batch' or the memory 'bank'
     c.inter.stop_gradient = False  # no gradient into the mixed target of Eq. 8

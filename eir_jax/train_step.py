@@ -47,7 +47,7 @@ def make_train_step(
     slots = ("view1", "view2", "mixed")
     everywhere = sharding.replicated(mesh)
 
-    def loss_fn(params, batch_stats, memory_bank, batch):
+    def loss_fn(params, batch_stats, memory_bank, batch, lambda_intra):
         images = [batch[name] for name in slots if name in batch]
         # Instance-major: a device's rows stay its own whatever the number of slots.
         stacked = jnp.stack(images, axis=1)
@@ -66,15 +66,18 @@ def make_train_step(
         terms = loss_terms(config, named, memory_bank, batch, num_examples, mesh)
         loss = (
             terms["loss_instance"]
-            + config.lambda_intra * terms.get("loss_intra", 0.0)
+            + lambda_intra * terms.get("loss_intra", 0.0)
             + config.lambda_inter * terms.get("loss_inter", 0.0)
         )
         return loss, (terms, named["view1"], updates["batch_stats"])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        lambda_intra = config.lambda_intra
+        if config.intra.ramp_steps:
+            lambda_intra *= jnp.minimum(state.step / config.intra.ramp_steps, 1.0)
         (loss, (terms, view1, batch_stats)), gradient = jax.value_and_grad(
             loss_fn, has_aux=True
-        )(state.params, state.batch_stats, state.memory_bank, batch)
+        )(state.params, state.batch_stats, state.memory_bank, batch, lambda_intra)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         index = jax.lax.with_sharding_constraint(batch["index"], everywhere)
         before = read_rows(state.memory_bank, index, mesh)

@@ -31,7 +31,8 @@ CHOICES = {
 RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
-        "seed num_epochs eval_every_epochs data.resize skip_not_finite",
+        "seed num_epochs eval_every_epochs data.resize skip_not_finite "
+        "intra.ramp_steps",
     ),
     "at least 1": (
         lambda x: x >= 1,

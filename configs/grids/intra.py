@@ -1,0 +1,23 @@
+"""What may decide whether the intra term helps in a short run, one change at a time.
+
+Where a change is of more than the term, the baseline stands beside it with that change.
+"""
+
+INSTANCE_ALONE = {"lambda_intra": 0.0, "lambda_inter": 0.0}
+INTRA = {"lambda_inter": 0.0}
+GRID: dict[str, dict] = {
+    "IRaug": INSTANCE_ALONE,
+    "intra": INTRA,
+    "lambda1_3": {"lambda_intra": 3.0, "lambda_inter": 0.0},
+    "ramp": INTRA | {"intra.ramp_steps": 1000},
+    "temperature_0.2": INTRA | {"intra.temperature": 0.2},
+    "stop_gradient": INTRA | {"intra.stop_gradient": True},
+    "symmetric": INTRA | {"intra.symmetric": True},
+}
+for name, change in {
+    "groups_4": {"batch_norm.groups": 4},
+    "bank_momentum_0": {"bank_momentum": 0.0},
+    "width_32": {"model.width": 32},
+}.items():
+    GRID[f"IRaug_{name}"] = INSTANCE_ALONE | change
+    GRID[f"intra_{name}"] = INTRA | change
