@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 
 OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -75,9 +76,8 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def save_config(config: ConfigDict, path: Path) -> None:
     """Write the settings as JSON, whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(path: Path) -> ConfigDict:

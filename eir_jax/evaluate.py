@@ -1,7 +1,6 @@
 """Evaluate a run from its checkpoint: `python -m eir_jax.evaluate --workdir=DIR`."""
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from eir_jax import cli, compilation_cache, processes
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
@@ -188,10 +188,8 @@ def write_json(record: dict[str, Any], path: Path) -> None:
       UserError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(partial, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
 

@@ -1,6 +1,5 @@
 """Figures of embeddings, drawn without a display and without pyplot's global state."""
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from eir_jax.data.encoded import EncodedImages
 from eir_jax.errors import UserError
 from eir_jax.evaluation.knn import unit_rows
 from eir_jax.evaluation.nearest import nearest
+from eir_jax.files import replacing
 
 SAME, OTHER, UNKNOWN, QUERY = "#2e9e4f", "#f0569b", "#b5b5b5", "#222222"
 DPI = 100
@@ -256,14 +256,8 @@ def write_png(figure: Figure, path: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as part:
             FigureCanvasAgg(figure).print_png(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -21,6 +21,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from eir_jax import processes
+from eir_jax.files import replacing
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -43,9 +44,8 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         if path.exists():
             keep = [line for line in path.read_text().splitlines() if _kept(line, step)]
-            partial = path.with_suffix(".tmp")
-            partial.write_text("".join(line + "\n" for line in keep))
-            os.replace(partial, path)
+            with replacing(path) as part:
+                part.write_text("".join(line + "\n" for line in keep))
         self._file = path.open("a", buffering=1)
         self._events = _create_events(workdir / "tensorboard")
         if step:

@@ -2,13 +2,13 @@
 
 import base64
 import math
-import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 
 Record = dict[str, Any]
 # Tasks, and the parts of a record that are theirs.
@@ -314,13 +314,8 @@ def _label(compare: Record) -> str:
 
 
 def _write(text: str, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -9,6 +9,7 @@ from typing import Any
 from eir_jax import cli, paper
 from eir_jax.config import flatten, load_config
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 from eir_jax.run_record import Session, read_sessions
 from eir_jax.runs import (
     NOT_RUN,
@@ -179,9 +180,8 @@ def replace_block(path: Path, text: str) -> None:
                 "stands between them is replaced"
             )
         before, after = old.split(BEGIN)[0], old.split(END)[1]
-        partial = path.with_suffix(".tmp")
-        partial.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-        os.replace(partial, path)
+        with replacing(path) as part:
+            part.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
 

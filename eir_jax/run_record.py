@@ -13,6 +13,7 @@ from typing import Any
 
 from eir_jax import processes
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 
 Session = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -56,9 +57,8 @@ class RunRecord:
         self._session["to_step"] = step
         self._session["seconds"] = round(time.monotonic() - self._began, 1)
         sessions = [*self._before, self._session]
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"sessions": sessions}, indent=2) + "\n")
-        os.replace(partial, self._path)
+        with replacing(self._path) as part:
+            part.write_text(json.dumps({"sessions": sessions}, indent=2) + "\n")
 
 
 def read_sessions(workdir: Path) -> list[Session]:

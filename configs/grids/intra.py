@@ -14,10 +14,11 @@ GRID: dict[str, dict] = {
     "stop_gradient": INTRA | {"intra.stop_gradient": True},
     "symmetric": INTRA | {"intra.symmetric": True},
 }
-for name, change in {
+CHANGES: dict[str, dict] = {
     "groups_4": {"batch_norm.groups": 4},
     "bank_momentum_0": {"bank_momentum": 0.0},
     "width_32": {"model.width": 32},
-}.items():
+}
+for name, change in CHANGES.items():
     GRID[f"IRaug_{name}"] = INSTANCE_ALONE | change
     GRID[f"intra_{name}"] = INTRA | change

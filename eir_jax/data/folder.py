@@ -28,6 +28,7 @@ from eir_jax.data.pictures import (
 )
 from eir_jax.data.sources import Dataset, PictureFile, Split
 from eir_jax.errors import UserError
+from eir_jax.files import replacing
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
@@ -355,9 +356,8 @@ def record(dataset: Dataset, workdir: Path, resumes: bool) -> None:
                 f"with: {changes}; put them back, or give another --workdir"
             )
         return
-    partial = path.with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(file) + "\n" for file in dataset.files))
-    os.replace(partial, path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(file) + "\n" for file in dataset.files))
 
 
 def _read_record(path: Path) -> list[PictureFile]:
