@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = (
 # The same programs are compiled by many tests, here and in the runs they start.
 cache = os.path.join(tempfile.gettempdir(), f"eir_jax_test_cache_{os.getuid()}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
