@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small import small_config
+from test_main import QUICK, environment
 
 from eir_jax import sharding
 from eir_jax.data.augment_device import make_batch_views, put_images
@@ -92,10 +93,7 @@ def run(module):
         runpy.run_module(module, run_name="__main__")
     except SystemExit as stop:
         assert not stop.code, stop.code
-sys.argv = ["main", "--config=configs/digits.py", "--workdir={tmp_path}",
-            "--config.num_epochs=1", "--config.model.width=4",
-            "--config.data.image_size=8",
-            "--config.optimizer.milestones=5,6", "--config.eval_every_epochs=1"]
+sys.argv = ["main", "--config=configs/digits.py", "--workdir={tmp_path}", *{QUICK}]
 run("eir_jax.main")
 sys.argv = ["evaluate", "--workdir={tmp_path}", "--tasks=linear",
             "--config.linear.augment=true", "--config.linear.num_epochs=1"]
@@ -103,4 +101,5 @@ run("eir_jax.evaluate")
 assert "orbax" in sys.modules and "tensorboard" in sys.modules
 assert not {{"tensorflow", "tensorflow_datasets", "keras"}} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    words = [sys.executable, "-c", program]
+    subprocess.run(words, env=environment(), check=True, timeout=300)

@@ -350,6 +350,7 @@ def save_arrays(path, count=140, labels=True):
 ARRAYS = [
     "--config.data.source=arrays",
     "--config.data.image_size=8",
+    "--config.model.name=resnet10",
     "--config.knn.k=5,20",
 ]
 
