@@ -3,9 +3,10 @@
     python -m eir_jax.sweep --config=configs/pilot.py --grid=table1 --seeds=0,1,2 \
         --workdir=runs/pilot --config.data.path=FILE.npz
 
-FILE.npz holds `train_images` [10000, 16, 16, 3] and `test_images` [10000, 16, 16, 3],
-uint8, each pixel the mean of 2x2 of CIFAR-10's, with `train_labels`, `test_labels`. Not
-in the paper: what decides the order of Table 1 is looked into here (RESULTS.md).
+FILE.npz holds `train_images` [10000, 16, 16, 3], drawn at random, and `test_images`
+[10000, 16, 16, 3], all of them, uint8, each pixel the mean of 2x2 of CIFAR-10's (a half
+rounded up), with `train_labels` and `test_labels`. Not in the paper: what decides the
+order of Table 1 is looked into here (RESULTS.md).
 """
 
 from configs import base
