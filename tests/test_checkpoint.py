@@ -25,7 +25,7 @@ def states(run):
     state = run.create()
     step = run.compiled(state)
     found = [jax.device_get(state)]
-    for number in range(3):
+    for number in range(4):
         state, _ = step(state, run.put(number))
         found.append(jax.device_get(state))
     return found
