@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All benchmarks that a GPU is needed for, JSON and one log under a folder:
 #
-#   benchmarks/gpu.sh OUT                  # everything, 10 to 20 minutes on an H100
+#   benchmarks/gpu.sh OUT                  # everything, 35 minutes at most
 #   benchmarks/gpu.sh OUT precision step   # some of it
 #   SMALL=1 benchmarks/gpu.sh OUT          # a rehearsal on a CPU: minutes, no results
 #

@@ -19,6 +19,7 @@ from typing import Any
 
 from eir_jax import cli
 from eir_jax.errors import UserError
+from eir_jax.validate import CHOICES
 
 STEPS = 10
 
@@ -32,11 +33,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--rows", type=int, default=50_000, help="N")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--model", default="resnet10")
+    parser.add_argument("--model", default="resnet10", choices=CHOICES["model.name"])
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
+    if args.rows < args.batch:
+        parser.error("--rows must be at least --batch")
     if args.trace:
         operations = read_trace(args.trace)
     else:
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> None:
         for name, (ms, runs) in list(operations.items())[: args.top]
     ]
     if args.json:
-        flags = vars(args) | {"trace": str(args.trace)}
+        flags = vars(args) | {"trace": args.trace and str(args.trace)}
         print(json.dumps(flags | {"total ms": total, "operations": found}, indent=2))
         return
     print(f"{total:,.1f} ms in {len(operations)} operations")

@@ -26,7 +26,7 @@ FLAX_NAMES = {"kernel": "weight", "scale": "weight"}
 FLAX_NAMES |= {"mean": "running_mean", "var": "running_var"}
 # PyTorch's side knows the paper's objective alone: these stay as configs/base.py.
 FIXED = (
-    *("instance.", "intra.", "inter.", "batch_norm.", "bank.dtype"),
+    *("instance.", "intra.", "inter.", "batch_norm.", "bank.dtype", "model.precision"),
     *("interpolation.kind", "interpolation.per_sample"),
 )
 

@@ -104,7 +104,7 @@ class Objective(nn.Module):
     """From a batch's random numbers to the losses; holds encoder, bank and images.
 
     Args:
-      config: the settings of eir_jax; of those, what `refused` lets pass.
+      config: the settings of eir_jax; of those, what `pytorch_check.refuse` lets pass.
       images: uint8 [N, height, width, 3].
       memory_bank: float32 [N, dim], unit rows.
       dtype: that the encoder computes in; torch.bfloat16 by autocast.

@@ -42,6 +42,8 @@ from eir_jax.errors import UserError
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DEFAULTS = {"cpu": ("resnet10", 16, "float32"), "gpu": ("resnet18", 64, "bfloat16")}
+# Settings that both sides take from this script's own flags.
+OWN_KEYS = ("model.name", "model.width", "model.dtype", "batch_size", "data.")
 Side = Callable[[int], dict]  # take so many steps, wait; return the last one's metrics
 
 
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
     args.dtype = args.dtype or dtype
     if not args.no_torch:
         prepare_torch(device.platform)
-    flags = vars(args) | {"out": str(args.out), "config": overrides}
+    flags = vars(args) | {"out": args.out and str(args.out), "config": overrides}
     report: dict[str, Any] = {"flags": flags, "machine": describe(device, args)}
     show = (lambda title, values: None) if args.json else print_values
     show("machine", report["machine"])
@@ -116,6 +118,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     args, overrides = parser.parse_known_args(argv)
     if args.repeats < 1 or min(args.rows) < max(args.batch):
         parser.error("--repeats must be at least 1, and --rows at least --batch")
+    if args.steps < 0 or args.seconds <= 0:
+        parser.error("--steps must be at least 0, and --seconds more")
+    if args.out and not args.out.absolute().parent.is_dir():
+        parser.error(f"there is no folder {args.out.parent} for --out")
+    for word in overrides:
+        if word.startswith(tuple(f"--config.{key}" for key in OWN_KEYS)):
+            parser.error(f"{word}: that is set by a flag of this script")
     return args, overrides
 
 

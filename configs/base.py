@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     c.model.embedding_dim = 128  # D
     # What training computes the convolutions in: 'float32', 'bfloat16', or 'auto':
     # 'bfloat16' on accelerators. Parameters, statistics, losses, the bank's products
-    # and all of evaluation are float32.
+    # and all of evaluation are float32, evaluation at the highest precision.
     c.model.dtype = "auto"
     # Of products of float32 numbers in convolutions: 'default' is the device's fastest
     # (TF32 on GPUs, one bfloat16 pass on TPUs), then 'high' and 'highest' (exact).

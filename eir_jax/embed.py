@@ -397,7 +397,7 @@ def _embed_by(run: "Run", batch_size: int) -> Callable:
         return run.embed
     config = run.config.copy_and_resolve_references()
     config.evaluation_batch_size = batch_size
-    return make_embed(config, make_encoder(config, "float32"), run.mesh)
+    return make_embed(config, make_encoder(config, exact=True), run.mesh)
 
 
 def _read_chunks(

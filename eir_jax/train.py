@@ -113,7 +113,7 @@ def _train_and_evaluate(
         num_steps=config.num_rounds * config.num_epochs * steps_per_epoch,
         train_step=compile_train_step(step, abstract, mesh, views_of),
         resident=resident,
-        embed=make_embed(config, make_encoder(config, "float32"), mesh),
+        embed=make_embed(config, make_encoder(config, exact=True), mesh),
         checkpoints=checkpoints,
         meta=meta,
     )

@@ -147,7 +147,7 @@ def profiled_steps(config: ConfigDict) -> range:
     Raises:
       ValueError: they are not written as two numbers a:b.
     """
-    text = config.get("profile_steps", "")  # absent of runs older than the setting
+    text = config.profile_steps
     if not text:
         return range(0)
     first, last = text.split(":")
@@ -181,7 +181,7 @@ def _ranges(config: ConfigDict) -> Iterator[str]:
 
 
 def _profile(config: ConfigDict) -> Iterator[str]:
-    text = config.get("profile_steps", "")
+    text = config.profile_steps
     if not text:
         return
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from small import small_config
 
 from configs import base
 from eir_jax.models.encoder import batch_norm_passes, l2_normalize, make_encoder
@@ -165,3 +166,15 @@ def test_l2_normalize():
     np.testing.assert_allclose(l2_normalize(x)[0], [0.6, 0.8], rtol=1e-6)
     assert not l2_normalize(x)[1].any()
     assert np.isfinite(jax.jacobian(l2_normalize)(x)).all()
+
+
+def test_evaluation_computes_in_unrounded_float32():
+    """Whatever training does: no bfloat16, and no TF32 where a device has it."""
+    config = small_config(**{"model.dtype": "bfloat16"})
+    images = jnp.zeros((2, 8, 8, 3))
+    variables = make_encoder(config).init(jax.random.key(0), images)
+    for exact in (False, True):
+        encoder = make_encoder(config, exact=exact)
+        program = str(jax.make_jaxpr(encoder.apply)(variables, images))
+        assert ("bf16" in program) != exact
+        assert ("Precision.HIGHEST" in program) == exact

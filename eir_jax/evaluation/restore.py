@@ -53,7 +53,7 @@ def restore_run(
     override(config, overrides, allowed)
     validate(config)
     mesh = sharding.make_mesh()
-    encoder = make_encoder(config, "float32")
+    encoder = make_encoder(config, exact=True)
     # The schedule's length does not enter the state's shapes: any will do.
     tx = make_optimizer(config, steps_per_epoch=1)
 

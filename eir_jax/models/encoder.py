@@ -49,6 +49,7 @@ class Encoder(nn.Module):
             self.embedding_dim,
             kernel_init=pytorch_kernel_init,
             bias_init=_bias_init(feature.shape[-1]),
+            precision=self.backbone.layers.precision,
             name="head",
         )(feature)
         if pooled_map:
@@ -66,12 +67,13 @@ def l2_normalize(
     return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
 
-def make_encoder(config: ConfigDict, dtype: str | None = None) -> Encoder:
+def make_encoder(config: ConfigDict, exact: bool = False) -> Encoder:
     """Build the encoder that `config.model` and `config.batch_norm` describe.
 
-    `dtype` replaces `config.model.dtype`; the parameters are the same.
+    With `exact`, for evaluation, it computes in float32 without rounding the factors of
+    products, whatever `config.model` says; the parameters are the same.
     """
-    dtype = dtype or config.model.dtype
+    dtype = "float32" if exact else config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Encoder(
@@ -83,7 +85,7 @@ def make_encoder(config: ConfigDict, dtype: str | None = None) -> Encoder:
                 groups=config.batch_norm.groups,
                 passes=batch_norm_passes(config),
                 dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
-                precision=config.model.precision,
+                precision="highest" if exact else config.model.precision,
             ),
         ),
         embedding_dim=config.model.embedding_dim,
