@@ -1,4 +1,4 @@
-"""EIR on a part of CIFAR-10, small enough for two CPU cores: 10 minutes a run.
+"""EIR on a part of CIFAR-10, small enough for two CPU cores.
 
     python -m eir_jax.sweep --config=configs/pilot.py --grid=table1 --seeds=0,1,2 \
         --workdir=runs/pilot --config.data.path=FILE.npz
