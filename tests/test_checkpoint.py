@@ -69,16 +69,16 @@ def test_restores_on_other_device_counts(states, saved, devices):
 
 
 def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
-    """A step on 8 devices, one on 1, one on 8: the loss curve of one device."""
+    """A step on 8 devices, one on 1, on 4, on 8: the loss curve of one device."""
     # Small steps: a tiny encoder magnifies rounding (see test_train_step.py).
     changes = {"batch_size": 64, "optimizer.learning_rate": 1e-5}
-    runs = {n: SmallRun(small_config(**changes), devices=n) for n in (1, 8)}
+    runs = {n: SmallRun(small_config(**changes), devices=n) for n in (1, 4, 8)}
     steps = {n: run.compiled(run.create()) for n, run in runs.items()}
     state, want = runs[1].create(), []
-    for number in range(3):
+    for number in range(4):
         state, metrics = steps[1](state, runs[1].put(number))
         want.append(metrics["loss"])
-    for number, devices in enumerate([8, 1, 8]):
+    for number, devices in enumerate([8, 1, 4, 8]):
         run = runs[devices]
         checkpoints = Checkpoints(tmp_path / "checkpoints")
         found = checkpoints.restore_newest(run.abstract)
