@@ -38,8 +38,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    if args.rows < args.batch:
-        parser.error("--rows must be at least --batch")
     if args.trace:
         operations = read_trace(args.trace)
     else:

@@ -17,6 +17,7 @@ from configs import base
 from eir_jax import sharding
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
+from eir_jax.errors import UserError
 from eir_jax.memory_bank import update_memory_bank
 from eir_jax.models.encoder import Encoder, make_encoder
 from eir_jax.models.resnet import BLOCKS
@@ -50,7 +51,15 @@ def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
       config: with data.pipeline=device.
       images: uint8 [N, height, width, 3].
       device: of JAX.
+
+    Raises:
+      UserError: a batch holds none, or more than all of the images.
     """
+    if not 1 <= config.batch_size <= len(images):
+        raise UserError(
+            f"a batch of {config.batch_size} does not fit {len(images)} images; give "
+            f"--batch from 1 to {len(images)}"
+        )
     mesh = sharding.make_mesh([device])
     encoder = make_encoder(config)
     tx = make_optimizer(config, STEPS_PER_EPOCH)
