@@ -2,6 +2,9 @@
 
 The values are the paper's for CIFAR-10 (section 4.1). The other files of this folder
 override a few of them; so does the command line: `--config.lambda_intra=0`.
+
+A setting added later has a value here that does what was done before: a run of an older
+version, whose config.json lacks it, is taken to have that value.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from eir_jax.errors import UserError
 from eir_jax.files import replacing
 
+BASE = Path(__file__).parent.parent / "configs" / "base.py"
 OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -83,19 +85,29 @@ def save_config(config: ConfigDict, path: Path) -> None:
 def read_config(path: Path) -> ConfigDict:
     """Read what `save_config` wrote.
 
+    What it lacks, as settings that came after the run do, has its value in
+    configs/base.py, which does what was done before there was the setting.
+
     Raises:
-      UserError: the file is missing or no JSON.
+      UserError: the file is missing, no JSON, or has a value of a wrong type.
     """
     try:
-        values = json.loads(path.read_text())
+        config = _base().copy_and_resolve_references()
+        config.update(ConfigDict(_tuples(json.loads(path.read_text()))))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent} is no workdir: it holds no {path.name}; give the --workdir "
             "of a run of eir_jax.main"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as settings: {error}") from None
-    return ConfigDict(_tuples(values))
+    return config
+
+
+@functools.cache
+def _base() -> ConfigDict:
+    """Return the settings of configs/base.py; none where the package is alone."""
+    return _run_config_file(str(BASE)) if BASE.is_file() else ConfigDict()
 
 
 def _tuples(value: Any) -> Any:

@@ -111,8 +111,7 @@ def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
 def telling(run: FinishedRun) -> dict[str, Any]:
     """Return what tells a run from others but for the seed: settings and images."""
     data = run.record["protocol"]["data"]
-    settings = _base() | run.settings  # later settings stand at their first value
-    settings |= {
+    settings = run.settings | {
         "data.train_images": data["train_images"],
         "data.test_images": data["test_images"],
     }
@@ -299,10 +298,6 @@ def _name(group: Group, folder: Path) -> str:
 
 def _main(group: Group) -> str | None:
     return main_number(group[0].numbers)
-
-
-def _base() -> dict[str, Any]:
-    return flatten(load_config("configs/base.py"))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _last_step(settings: dict[str, Any], num_examples: int) -> int:
-    epochs = settings.get("num_rounds", 1) * settings["num_epochs"]
+    epochs = settings["num_rounds"] * settings["num_epochs"]
     return epochs * (num_examples // settings["batch_size"])
 
 

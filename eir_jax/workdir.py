@@ -84,7 +84,7 @@ def check_settings(config: ConfigDict, workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         return
     old, new = flatten(read_config(workdir / "config.json")), flatten(config)
-    one_round = old.get("num_rounds", 1) == new["num_rounds"] == 1
+    one_round = old["num_rounds"] == new["num_rounds"] == 1
     free = (*FREE_KEYS, "num_epochs") if one_round else FREE_KEYS
     different = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"

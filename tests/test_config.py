@@ -1,5 +1,6 @@
 """Settings: overriding, refusing in words, and every config file."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from eir_jax.config import flatten, load_config, read_config, save_config
 from eir_jax.errors import UserError
 from eir_jax.models.encoder import make_encoder
 from eir_jax.validate import validate, validate_sizes
+from eir_jax.workdir import check_settings
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
@@ -111,6 +113,22 @@ def test_saved_settings_read_back_equal(tmp_path):
     assert flatten(read_config(tmp_path / "config.json")) == flatten(config)
 
 
+def test_settings_that_came_after_a_run_have_the_values_of_base(tmp_path):
+    config = load_config(DIGITS, ["--config.lambda_intra=3"])
+    save_config(config, tmp_path / "config.json")
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["intra"]["ramp_steps"], older["num_rounds"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    read = read_config(tmp_path / "config.json")
+    assert flatten(read) == flatten(config)
+    read.intra.ramp_steps = 7  # and stay so for the next one
+    assert read_config(tmp_path / "config.json").intra.ramp_steps == 0
+    check_settings(config, tmp_path)
+    config.intra.ramp_steps = 5
+    with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
+        check_settings(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -148,9 +166,10 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         load_config(str(broken))
     with pytest.raises(UserError, match="is no workdir"):
         read_config(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as settings"):
-        read_config(tmp_path / "config.json")
+    for wrong in ("{", "[1]", "3", '{"model": 3}', '{"lambda_intra": "much"}'):
+        (tmp_path / "config.json").write_text(wrong)
+        with pytest.raises(UserError, match="cannot be read as settings"):
+            read_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
