@@ -167,7 +167,8 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
     end = max(x[-1] for lines in panels.values() for x, _ in lines.values())
     for number, (title, lines) in enumerate(panels.items(), 1):
         axes = _axes(figure, math.ceil(len(panels) / columns), columns, number)
-        axes.set_title(title, loc="left", fontsize=11, weight="bold")
+        pad = 22 if len(lines) > 1 else 6
+        axes.set_title(title, loc="left", fontsize=11, weight="bold", pad=pad)
         axes.set_xlim(0, 1.02 * end or None)
         axes.set_xlabel(axis if number > len(panels) - columns else "")
         for (name, (x, value)), ink in zip(lines.items(), COLOURS * 9, strict=False):
@@ -179,7 +180,10 @@ def draw_training_curves(metrics_file: Path, path: Path) -> None:
             marker = "o" if len(x) <= 30 else ""
             axes.plot(x, smooth, color=ink, marker=marker, markersize=3.5, label=label)
         if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=9, ncols=2, handlelength=1.2)
+            # Under the title: within the panel it would lie on the curves.
+            place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+            place |= {"borderpad": 0.3, "borderaxespad": 0, "handlelength": 1.2}
+            axes.legend(frameon=False, fontsize=9, ncols=len(lines), **place)
         every = np.concatenate([value for _, value in lines.values()])
         if title == "Images per second":
             axes.set_ylim(bottom=0)
