@@ -1,15 +1,18 @@
 """Draw a number of several runs against one of their settings (Fig. 3 and 4)."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eir_jax import cli
+from eir_jax.config import read_config
 from eir_jax.errors import UserError
+from eir_jax.runs import FinishedRun, read_finished, telling
 
 DESCRIPTION = """\
 Draw a number of evaluated runs against one of their settings, as the paper's Fig. 3 and
-4: a mean over seeds with its standard deviation, one line for each group. E.g.
+4: a mean over seeds with its standard deviation, one line for each group. The runs are
+finished, and differ in the two settings and the seed alone. E.g.
 
   python -m eir_jax.coefficients --x=lambda_intra --y=knn.200 --out=fig4.png runs/l*
   python -m eir_jax.coefficients --x=interpolation.alpha --group=interpolation.kind \\
@@ -32,8 +35,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
     args = parser.parse_args(argv)
     settings = [key for key in (args.x, args.group) if key]
-    rows = [read_row(workdir, settings, args.y) for workdir in args.workdirs]
-    baseline = args.baseline and read_row(args.baseline, [], args.y)[args.y]
+    runs = [finished(workdir) for workdir in args.workdirs]
+    check_comparable(runs, settings)
+    rows = [row_of(run, settings, args.y) for run in runs]
+    baseline = args.baseline and row_of(finished(args.baseline), [], args.y)[args.y]
 
     from eir_jax.curves import draw_coefficient_curves
 
@@ -51,42 +56,57 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_row(workdir: Path, settings: list[str], number: str) -> dict[str, Any]:
-    """Return {key: value} of a run's settings and of a number of its last evaluation.
+def finished(workdir: Path) -> FinishedRun:
+    """Return the finished run in `workdir`.
+
+    Raises:
+      UserError: there is none.
+    """
+    read_config(workdir / "config.json")  # says where there is no run at all
+    if run := read_finished(workdir):
+        return run
+    raise UserError(
+        f"{workdir} is not finished, or not evaluated there; run `python -m "
+        f"eir_jax.evaluate --workdir={workdir}`"
+    )
+
+
+def check_comparable(runs: Sequence[FinishedRun], settings: Sequence[str]) -> None:
+    """Check that runs differ in `settings` and the seed alone.
+
+    Raises:
+      UserError: naming another setting that two of them differ in.
+    """
+    first = telling(runs[0])
+    for run in runs[1:]:
+        other = telling(run)
+        for key in sorted((first.keys() | other.keys()) - {*settings}):
+            if first.get(key) != other.get(key):
+                raise UserError(
+                    f"{runs[0].workdir} and {run.workdir} differ in {key} too "
+                    f"({first.get(key)}, {other.get(key)}); leave one out, or give "
+                    f"--group={key}"
+                )
+
+
+def row_of(run: FinishedRun, settings: Sequence[str], number: str) -> dict[str, Any]:
+    """Return {key: value} of a run's settings and of a number of its evaluation.
 
     Args:
-      workdir: of an evaluated run.
+      run: finished.
       settings: dotted keys of the settings.
       number: part and key of the record, e.g. 'retrieval.R@1'.
 
     Raises:
-      UserError: no run, no evaluation, or no such setting or number in it.
+      UserError: no such setting or number in it.
     """
-    from eir_jax.config import flatten, read_config
-
-    config = flatten(read_config(workdir / "config.json"))
     for key in settings:
-        if key not in config:
-            raise UserError(f"{workdir} has no setting {key}; see configs/base.py")
-    files = sorted(
-        (workdir / "eval").glob("step_*.json"), key=lambda p: int(p.stem[5:])
-    )
-    if not files:
-        raise UserError(
-            f"{workdir} is not evaluated yet; run `python -m eir_jax.evaluate "
-            f"--workdir={workdir}`"
-        )
-    record = json.loads(files[-1].read_text())
-    part, _, key = number.partition(".")
-    if key not in record.get(part, {}):
-        known = [
-            f"{p}.{k}"
-            for p, v in record.items()
-            if p != "protocol" and isinstance(v, dict)
-            for k in v
-        ]
-        raise UserError(f"{files[-1]} holds no {number}; it holds {', '.join(known)}")
-    return {key: config[key] for key in settings} | {number: record[part][key]}
+        if key not in run.settings:
+            raise UserError(f"{run.workdir} has no setting {key}; see configs/base.py")
+    if number not in run.numbers:
+        known = ", ".join(run.numbers)
+        raise UserError(f"{run.workdir} holds no {number}; it holds {known}")
+    return {key: run.settings[key] for key in settings} | {number: run.numbers[number]}
 
 
 if __name__ == "__main__":

@@ -90,8 +90,10 @@ def evaluate(
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
 
-    Returns what was written: `step`, `protocol`, and parts for each task; accuracies
-    are fractions in [0, 1].
+    What other tasks found of the same checkpoint on the same data before stays.
+
+    Returns what is written: `step`, `checkpoint` (a hash of its arrays), `protocol`,
+    and parts for each task; accuracies are fractions in [0, 1].
 
     Raises:
       UserError: no checkpoint, no labels, other data than the checkpoint's, or an
@@ -115,7 +117,8 @@ def evaluate(
         run, dataset, with_train=bool({"knn", "linear"} & set(tasks))
     )
 
-    record: dict[str, Any] = {"step": int(run.state.step)}
+    checkpoint = protocol.short_hash(run.meta["checksums"])
+    record: dict[str, Any] = {"step": int(run.state.step), "checkpoint": checkpoint}
     shared = all_tasks.shared_protocol(dataset, run.config)
     protocols: dict[str, Any] = dict(shared)
     for task in (task for task in tasks if task in all_tasks.TASKS):
@@ -124,16 +127,19 @@ def evaluate(
         record |= parts
         protocols[task] = protocol.tag(decides, shared)
     record["protocol"] = protocols
+    target = processes.output(workdir)
+    path = target / "eval" / f"step_{record['step']}.json"
+    record = keep_other_tasks(record, path)
 
     other = None
     if compare is not None:
         other = evaluate(compare, tasks=tasks, data_path=data_path, overrides=overrides)
         other["label"] = str(compare)
     pictures = {}
-    target = processes.output(workdir)
     if "figures" in tasks:
         pictures = draw(workdir, target / "figures", subject, compare)
-    write_json(record, target / "eval" / f"step_{record['step']}.json")
+    if any(task in record for task in all_tasks.TASKS):
+        write_json(record, path)
     write_report(
         record,
         flatten(run.config),
@@ -143,6 +149,36 @@ def evaluate(
         compare=other,
     )
     return record
+
+
+def keep_other_tasks(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the record with what `path` holds of tasks that were not run now.
+
+    Only of the same checkpoint, data and transform; a file that cannot be read as a
+    record is said, and replaced.
+    """
+    if not path.exists():
+        return record
+    try:
+        before = json.loads(path.read_text())
+        same = before.get("checkpoint") == record["checkpoint"] and all(
+            before["protocol"][key] == record["protocol"][key]
+            for key in ("data", "transform")
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"warning: {path} is no evaluation ({error!r}), and is replaced")
+        return record
+    if not same:
+        return record
+    kept = {
+        part: value
+        for part, value in before.items()
+        if part != "protocol" and part.split("_")[0] not in record["protocol"]
+    }
+    if "health" in record["protocol"]:
+        kept.pop("warnings", None)
+    protocol = before["protocol"] | record["protocol"]
+    return kept | record | {"protocol": protocol}
 
 
 def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str, Path]:

@@ -59,8 +59,12 @@ def load_grid(name_or_file: str) -> Grid:
             raise UserError(f"{path}: '{name}' is no {{key: value}}")
         if "seed" in setting:
             raise UserError(f"{path}: '{name}' sets the seed; give --seeds")
+    if not isinstance(figures, dict):
+        raise UserError(f"{path}: FIGURES is no {{file: {{key: value}}}}")
     for file, figure in figures.items():
-        if not {"x", "rows"} <= figure.keys() <= FIGURE_KEYS:
+        if not isinstance(figure, dict) or not (
+            {"x", "rows"} <= figure.keys() <= FIGURE_KEYS and figure["rows"]
+        ):
             raise UserError(
                 f"{path}: {file} needs x and rows, and may have lines and baseline"
             )

@@ -1,5 +1,7 @@
-"""All runs beside the paper's numbers: `python -m eir_jax.results DIR`."""
+"""All runs beside the paper's numbers: `python -m eir_jax.results DIR...`."""
 
+import functools
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,7 @@ from eir_jax.errors import UserError
 from eir_jax.files import replacing
 from eir_jax.run_record import Session, read_sessions
 from eir_jax.runs import (
+    INCIDENTAL,
     NOT_RUN,
     PARTS,
     FinishedRun,
@@ -20,38 +23,35 @@ from eir_jax.runs import (
     markdown,
     percent,
     read_finished,
+    read_rounds,
     summarise,
+    telling,
     title,
 )
 
 DESCRIPTION = """\
-Collect the evaluations of all runs under DIR into tables: the paper's number, ours, the
-difference, n seeds; then all other runs, and what each ran on. They replace what stands
-in --out between the lines
+Collect the evaluations of all runs under the folders DIR into tables: the paper's
+number, ours, the difference, n seeds; then all other runs, and what each ran on. They
+replace what stands in --out between the lines
 
   <!-- results:begin -->
   <!-- results:end -->
 
 and nothing else of it. A run counts for a row of the paper where its settings are those
-of the row's config file but for the seed, where the data lies, and what is recorded.
+of the row's config file but for the seed, where the data lies, and what is recorded;
+for a linear probe, where that is judged as the file says. Of a run of several rounds
+the first ones count as runs of their own where they were evaluated.
 """
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-# Settings that do not tell runs apart: they decide no number, or a number of the images
-# and a protocol, compared as well, say what they decide.
-INCIDENTAL = (
-    *("seed", "bank.form", "paper.", "knn.k", "retrieval.", "linear."),
-    *("evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
-    *("checkpoint_every_epochs", "keep_checkpoints", "skip_not_finite"),
-    "profile_steps",
-    *("data.source", "data.path", "data.pipeline", "data.placement", "data.keep"),
-    *("data.broken", "data.expected", "data.class_list"),
-    *("data.train_split", "data.test_split"),
-)
+# What a workdir holds besides runs of its own.
+PARTS_OF_A_RUN = {"checkpoints", "damaged", "eval", "figures", "profile", "tensorboard"}
 CAPTION = (
     "Written by `python -m eir_jax.results`. Per cent, of the last epoch: mean ± "
     "standard deviation (n - 1) over n seeds; difference in points. Best: of the "
-    "epochs evaluated while training, by test accuracy; no result."
+    "epochs evaluated while training, by test accuracy; no result. Wall time: of "
+    "training, without the evaluation after it."
 )
+NOT_WATCHED = "not evaluated while training"
 Group = list[FinishedRun]
 """Runs that differ in the seed alone."""
 
@@ -59,30 +59,57 @@ Group = list[FinishedRun]
 def main(argv: list[str]) -> int:
     """Parse the command line and write the ledger; return the exit status."""
     parser = cli.Parser(prog="eir_jax.results", description=DESCRIPTION)
-    parser.add_argument("runs", type=Path, metavar="DIR", help="runs, at any depth")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of runs, at any depth",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("RESULTS.md"), help="(default: RESULTS.md)"
     )
     args = parser.parse_args(argv)
-    if not args.runs.is_dir():
-        raise UserError(f"there is no folder {args.runs}")
     finished = []
-    for workdir in find_workdirs(args.runs):
-        if run := read_finished(workdir):
-            finished.append(run)
-        else:
-            print(f"left out: {workdir} is not finished, or not evaluated there")
-    replace_block(args.out, "\n".join(ledger(group_by_settings(finished), args.runs)))
+    for folder in args.runs:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        for workdir in find_workdirs(folder):
+            found = read_rounds(workdir)
+            finished += found
+            if read_finished(workdir) is None:
+                count = [str(run.settings["num_rounds"]) for run in found]
+                words = f" but for its rounds up to {' and '.join(count)}"
+                print(
+                    f"left out: {workdir}{words if found else ''} is not finished, or "
+                    "not evaluated there"
+                )
+    if not finished:
+        folders = ", ".join(map(str, args.runs))
+        raise UserError(
+            f"there is no finished and evaluated run under {folders}; {args.out} stays "
+            "as it was"
+        )
+    text = "\n".join(ledger(group_by_settings(finished), args.runs))
+    replace_block(args.out, text)
     print(f"{len(finished)} runs: {args.out}")
     return 0
 
 
 def find_workdirs(folder: Path) -> Iterator[Path]:
-    """Yield the workdirs under `folder`, in the order of their names."""
-    for path, folders, files in os.walk(folder):
+    """Yield the workdirs under `folder`, in the order of their names.
+
+    Links are followed, each folder is looked at once, and a workdir may lie in another.
+    """
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         if "config.json" in files:
-            folders.clear()
+            folders[:] = [name for name in folders if name not in PARTS_OF_A_RUN]
             yield Path(path)
 
 
@@ -108,18 +135,6 @@ def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
     return list(groups.values())
 
 
-def telling(run: FinishedRun) -> dict[str, Any]:
-    """Return what tells a run from others but for the seed: settings and images."""
-    data = run.record["protocol"]["data"]
-    settings = run.settings | {
-        "data.train_images": data["train_images"],
-        "data.test_images": data["test_images"],
-    }
-    if knn := run.record["protocol"].get("knn"):
-        settings["knn.temperature"] = knn["temperature"]
-    return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
-
-
 def asked(row: paper.Row) -> dict[str, Any]:
     """Return what `telling` says of a run that counts for a row of the paper."""
     config = flatten(load_config(f"configs/{row.config}.py"))
@@ -129,12 +144,22 @@ def asked(row: paper.Row) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
 
 
-def ledger(groups: list[Group], folder: Path) -> Iterator[str]:
+def probe_settings(run: FinishedRun) -> dict[str, Any]:
+    """Return `linear.*` as the run's linear probe was judged by, JSON's lists."""
+    protocol = run.record["protocol"].get("linear", {})
+    asked = {k[7:] for k in run.settings if k.startswith("linear.")}
+    found = {k: v for k, v in protocol.items() if k in asked}
+    found["pooled_map"] = str(protocol.get("features")).startswith("last map")
+    found["augment"] = str(protocol.get("trained_on")).startswith("augmented")
+    return found
+
+
+def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
     """Yield the lines of all tables.
 
     Args:
       groups: as `group_by_settings` returns them.
-      folder: that the runs' names are relative to.
+      folders: that the runs lie in, and their names are relative to.
     """
     yield from (CAPTION, "")
     of_paper = []
@@ -155,10 +180,14 @@ def ledger(groups: list[Group], folder: Path) -> Iterator[str]:
         sections.setdefault(_data_words(group[0]), []).append(group)
     for heading, members in sections.items():
         yield from (f"### Not in the paper: {heading}", "")
-        yield from (*markdown(_other_rows(members, folder)), "")
+        usual = _usual([telling(group[0]) for group in members])
+        if usual:
+            words = ", ".join(f"{key}={value}" for key, value in usual.items())
+            yield from (f"Where a row does not say otherwise: {words}.", "")
+        yield from (*markdown(_other_rows(members, usual, folders)), "")
     if groups:
         yield from ("### What each ran on", "")
-        yield from (*markdown(_run_rows(groups, folder)), "")
+        yield from (*markdown(_run_rows(groups, folders)), "")
 
 
 def replace_block(path: Path, text: str) -> None:
@@ -181,76 +210,107 @@ def replace_block(path: Path, text: str) -> None:
         before, after = old.split(BEGIN)[0], old.split(END)[1]
         with replacing(path) as part:
             part.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def _beside_paper(table: paper.Table, row: paper.Row, group: Group) -> list[str]:
-    theirs, ours, differences = [], [], []
+    theirs, ours, differences, counts = [], [], [], []
     for number, value in zip(table.numbers, row.values, strict=True):
+        found = _values(group, number)
+        if number.startswith("linear."):
+            judged = _probe_of(row.config)
+            found = _values([r for r in group if probe_settings(r) == judged], number)
         theirs.append(f"{value:.1f}")
-        found = [run.numbers[number] for run in group if number in run.numbers]
+        counts.append(str(len(found)))
         ours.append(percent(summarise(found)) if found else NOT_RUN)
         if found:
             differences.append(f"{100 * summarise(found).mean - value:+.2f}")
         else:
             differences.append("")
-    if not any(number in run.numbers for run in group for number in table.numbers):
+    if set(counts) == {"0"}:
         return [" / ".join(theirs), NOT_RUN, "", "0", ""]
-    best = best_words(group) if main_number(table.numbers) == _main(group) else ""
+    watched = main_number(table.numbers) == main_number(group[0].numbers)
+    best = (best_words(group) if watched else "") or NOT_WATCHED
     columns = [" / ".join(words) for words in (theirs, ours, differences)]
-    return [*columns, str(len(group)), best]
+    n = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
+    return [*columns, n, best]
 
 
-def _other_rows(groups: list[Group], folder: Path) -> list[list[str]]:
-    settings = [telling(group[0]) for group in groups]
-    keys = [k for k in settings[0] if any(s[k] != settings[0][k] for s in settings)]
+def _values(group: Group, number: str) -> list[float]:
+    return [run.numbers[number] for run in group if number in run.numbers]
+
+
+@functools.cache
+def _probe_of(config: str) -> dict[str, Any]:
+    linear = load_config(f"configs/{config}.py").linear.to_dict()
+    return json.loads(json.dumps(linear))
+
+
+def _usual(settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings that are not all alike, at their most frequent value."""
+    every = dict.fromkeys(key for setting in settings for key in setting)
+    values = {key: [setting.get(key) for setting in settings] for key in every}
+    return {k: max(v, key=v.count) for k, v in values.items() if v.count(v[0]) < len(v)}
+
+
+def _other_rows(
+    groups: list[Group], usual: dict[str, Any], folders: Sequence[Path]
+) -> list[list[str]]:
     wanted = ("knn.", "linear.top-1", "retrieval.R@1")
     found = (number for group in groups for run in group for number in run.numbers)
     columns = [n for n in dict.fromkeys(found) if n.startswith(wanted)]
     rows = [["", "settings", "n", *map(title, columns), "best"]]
-    for group, setting in zip(groups, settings, strict=True):
+    for group in groups:
         cells = []
         for column in columns:
-            values = [run.numbers[column] for run in group if column in run.numbers]
-            cells.append(percent(summarise(values)) if values else NOT_RUN)
-        words = ", ".join(f"{key}={setting[key]}" for key in keys)
+            values = _values(group, column)
+            few = f" (n = {len(values)})" if 0 < len(values) < len(group) else ""
+            cells.append(percent(summarise(values)) + few if values else NOT_RUN)
+        own = {key: telling(group[0]).get(key) for key in usual}
+        words = ", ".join(f"{k}={v}" for k, v in own.items() if v != usual[k])
         best = best_words(group)
         if best:
-            best = f"{title(str(_main(group)))}: {best}"
-        rows.append([_name(group, folder), words, str(len(group)), *cells, best])
+            best = f"{title(str(main_number(group[0].numbers)))}: {best}"
+        rows.append([_name(group, folders), words, str(len(group)), *cells, best])
     return rows
 
 
-def _run_rows(groups: list[Group], folder: Path) -> list[list[str]]:
+def _run_rows(groups: list[Group], folders: Sequence[Path]) -> list[list[str]]:
     rows = [["run", "seed", "steps", "commit", "hardware", "wall time", "command"]]
     for run in (run for group in groups for run in group):
+        step = run.record["step"]
         sessions = read_sessions(run.workdir)
+        sessions = [s for s in sessions if s["from_step"] < step or s is sessions[0]]
         rows.append(
             [
-                str(run.workdir.relative_to(folder)),
+                str(_relative(run.workdir, folders)),
                 str(run.settings["seed"]),
-                f"{run.record['step']:,}",
-                *_ran_on(sessions),
+                f"{step:,}",
+                *_ran_on(sessions, step),
             ]
         )
     return rows
 
 
-def _ran_on(sessions: list[Session]) -> list[str]:
+def _ran_on(sessions: list[Session], step: int) -> list[str]:
+    """Return commit, hardware, wall time and command of the starts up to `step`."""
     if not sessions:
         return ["not recorded"] * 4
     commits = dict.fromkeys(s["commit"] or "not a checkout" for s in sessions)
     hardware = dict.fromkeys(f"{_hardware(s)}, jax {s['jax']}" for s in sessions)
     minutes, seconds = divmod(round(sum(s["seconds"] for s in sessions)), 60)
     hours, minutes = divmod(minutes, 60)
-    starts = f" ({len(sessions)} starts)" if len(sessions) > 1 else ""
-    command = sessions[0]["command"].replace("|", "\\|")
+    end = sessions[-1]["to_step"]
+    notes = [f"{len(sessions)} starts"] if len(sessions) > 1 else []
+    notes += [f"to step {end:,}"] if end > step else []
+    commands = dict.fromkeys(s["command"].replace("|", "\\|") for s in sessions)
     return [
         ", ".join(commits),
         "; ".join(hardware),
-        f"{hours}:{minutes:02}:{seconds:02}{starts}",
-        f"`{command}`",
+        f"{hours}:{minutes:02}:{seconds:02}"
+        + (f" ({', '.join(notes)})" if notes else ""),
+        "; then ".join(f"`{command}`" for command in commands),
     ]
 
 
@@ -290,14 +350,14 @@ def _data_words(run: FinishedRun) -> str:
     )
 
 
-def _name(group: Group, folder: Path) -> str:
-    path = group[0].workdir.relative_to(folder)
+def _name(group: Group, folders: Sequence[Path]) -> str:
+    path = _relative(group[0].workdir, folders)
     seed = f"seed{group[0].settings['seed']}"
     return str(path.parent if path.name == seed else path)
 
 
-def _main(group: Group) -> str | None:
-    return main_number(group[0].numbers)
+def _relative(workdir: Path, folders: Sequence[Path]) -> Path:
+    return workdir.relative_to(next(f for f in folders if workdir.is_relative_to(f)))
 
 
 if __name__ == "__main__":

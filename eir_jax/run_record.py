@@ -16,6 +16,10 @@ from eir_jax.errors import UserError
 from eir_jax.files import replacing
 
 Session = dict[str, Any]
+KEYS = (
+    *("command", "commit", "jax", "device", "num_devices", "num_processes"),
+    *("machine", "from_step", "to_step", "seconds"),
+)
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,12 +32,13 @@ class RunRecord:
     Args:
       workdir: an existing folder; what it noted before stays.
       step: the step that training goes on from.
+      began: `time.monotonic()` when this start did.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, began: float):
         self._path = workdir / "run.json"
         self._before = read_sessions(workdir)
-        self._began = time.monotonic()
+        self._began = began
         import jax  # here, as those who read records need none
 
         devices = jax.devices()
@@ -71,11 +76,15 @@ def read_sessions(workdir: Path) -> list[Session]:
     if not path.exists():
         return []
     try:
-        return list(json.loads(path.read_text())["sessions"])
+        sessions = list(json.loads(path.read_text())["sessions"])
+        for session in sessions:
+            [session[key] for key in KEYS]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); move it away to go on without it"
+            f"{path} cannot be read ({type(error).__name__}: {error}); move it away to "
+            "go on without it"
         ) from None
+    return sessions
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
 """Finished runs: their numbers at the last epoch, their best, and what seeds say."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,28 @@ from eir_jax.errors import UserError
 
 PARTS = ("knn", "linear", "retrieval")  # of an evaluation: accuracies, in [0, 1]
 NOT_RUN = "not run"
+# Settings that do not tell runs apart: they decide no number, or a number of the images
+# and a protocol, compared as well, say what they decide.
+INCIDENTAL = (
+    *("seed", "bank.form", "paper.", "knn.k", "retrieval.", "linear."),
+    *("evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
+    *("checkpoint_every_epochs", "keep_checkpoints", "skip_not_finite"),
+    "profile_steps",
+    *("data.source", "data.path", "data.pipeline", "data.placement"),
+    *("data.broken", "data.expected", "data.class_list"),
+    *("data.train_split", "data.test_split"),
+)
 
 
 class FinishedRun(NamedTuple):
-    """A run that has taken its last step and is evaluated there."""
+    """A run, or its first rounds, that has taken the last step and is evaluated there.
+
+    Of a run of three rounds the first two are, at the end of the second, a run of two.
+    """
 
     workdir: Path
     settings: dict[str, Any]
-    """{dotted key: value}"""
+    """{dotted key: value}; `num_rounds`: of those looked at."""
     record: dict[str, Any]
     """As `evaluate` wrote it."""
     numbers: dict[str, float]
@@ -43,19 +58,50 @@ def read_finished(workdir: Path) -> FinishedRun | None:
     Raises:
       UserError: a file of it cannot be read.
     """
+    rounds = read_rounds(workdir)
+    settings = flatten(read_config(workdir / "config.json")) if rounds else {}
+    if not rounds or rounds[-1].settings["num_rounds"] != settings["num_rounds"]:
+        return None
+    return rounds[-1]
+
+
+def read_rounds(workdir: Path) -> list[FinishedRun]:
+    """Return the run in `workdir` after each round that is evaluated at its end.
+
+    Raises:
+      UserError: a file of it cannot be read.
+    """
     files = {p.name: p for p in (workdir / "eval").glob("step_*.json")}
     if not files:
-        return None
+        return []
     settings = flatten(read_config(workdir / "config.json"))
-    some = _read_json(next(iter(files.values())))
-    num_examples = some["protocol"]["data"]["train_images"]
-    last = _last_step(settings, num_examples)
-    if f"step_{last}.json" not in files:
-        return None
-    record = _read_json(files[f"step_{last}.json"])
-    numbers = accuracies(record)
-    best = _best(workdir / "metrics.jsonl", main_number(numbers))
-    return FinishedRun(workdir, settings, record, numbers, best)
+    some = _read_record(next(iter(files.values())))
+    images = some["protocol"]["data"]["train_images"]
+    epochs = settings["num_epochs"]
+    round_steps = epochs * (images // max(settings["batch_size"], 1))
+    found = []
+    for number in range(1, settings["num_rounds"] + 1):
+        if path := files.get(f"step_{number * round_steps}.json"):
+            record = _read_record(path)
+            numbers = accuracies(record)
+            best = _best(
+                workdir / "metrics.jsonl", main_number(numbers), number * epochs
+            )
+            of_round = settings | {"num_rounds": number}
+            found.append(FinishedRun(workdir, of_round, record, numbers, best))
+    return found
+
+
+def telling(run: FinishedRun) -> dict[str, Any]:
+    """Return what tells a run from others but for the seed: settings and images."""
+    data = run.record["protocol"]["data"]
+    settings = run.settings | {
+        "data.train_images": data["train_images"],
+        "data.test_images": data["test_images"],
+    }
+    if knn := run.record["protocol"].get("knn"):
+        settings["knn.temperature"] = knn["temperature"]
+    return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
 
 
 def accuracies(record: dict[str, Any]) -> dict[str, float]:
@@ -113,30 +159,40 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def _last_step(settings: dict[str, Any], num_examples: int) -> int:
-    epochs = settings["num_rounds"] * settings["num_epochs"]
-    return epochs * (num_examples // settings["batch_size"])
-
-
-def _best(path: Path, number: str | None) -> tuple[float, float] | None:
+def _best(
+    path: Path, number: str | None, last_epoch: int
+) -> tuple[float, float] | None:
     if number is None or not path.exists():
         return None
     part, _, key = number.partition(".")
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-            found.append((record[part][key], record["epoch"]))
+            found.append((float(record[part][key]), float(record["epoch"])))
         except (ValueError, KeyError, TypeError):  # cut short, or of another kind
             continue
+    found = [pair for pair in found if pair[1] <= last_epoch]
     return max(found, key=lambda pair: pair[0], default=None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return an evaluation, of which all that tables need is there.
+
+    Raises:
+      UserError: it is none, or a number in it is not finite.
+    """
     try:
         record = json.loads(path.read_text())
-        record["step"], record["protocol"]["data"]["train_images"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        protocol = record["protocol"]
+        record["step"], protocol["transform"]
+        data = ("train_images", "test_images", "content_hash")
+        [protocol["data"][key] for key in data]
+        for part in record.keys() & set(PARTS):
+            protocol.get(part, {}).items()
+            if not all(math.isfinite(value) for value in record[part].values()):
+                raise ValueError(f"a number of {part} is not finite")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no evaluation ({type(error).__name__}: {error}); remove it and "
             "run `python -m eir_jax.evaluate` again"

@@ -15,7 +15,7 @@ class Startup:
     """
 
     def __init__(self, began: float):
-        self._began, self._compiling = began, 0.0
+        self.began, self._compiling = began, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
     def _note(self, event: str, duration_secs: float, **_) -> None:
@@ -24,6 +24,6 @@ class Startup:
 
     def words(self) -> str:
         """Say how long it took until now."""
-        whole = time.monotonic() - self._began
+        whole = time.monotonic() - self.began
         compiling = f"{self._compiling:.1f} s of it compiling"
         return f"first step after {whole:.1f} s, {compiling}"

@@ -1,7 +1,9 @@
 """Run a grid of settings over seeds: `python -m eir_jax.sweep --config=FILE ...`."""
 
 import argparse
+import ctypes
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from eir_jax.grid import Grid, load_grid
 from eir_jax.runs import main_number, read_finished, title
 from eir_jax.sweep_table import draw_figures, write_table
 from eir_jax.validate import validate
+from eir_jax.workdir import RECORDING_KEYS
 
 DESCRIPTION = """\
 Train and evaluate each setting of a grid with each seed, one after another, in
@@ -33,6 +36,7 @@ several machines that share DIR give each its part: --shard=1/3, 2/3, 3/3. Any s
 that the grid does not set can be given for all runs as --config.KEY=VALUE.
 """
 TASKS = ("knn", "linear", "retrieval", "health")
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent dies
 
 
 class Planned(NamedTuple):
@@ -54,7 +58,8 @@ class Planned(NamedTuple):
 def main(argv: list[str]) -> int:
     """Parse the command line and run the sweep; return the exit status.
 
-    0 where all went well or SIGTERM stopped it, 1 where a run failed, 130 by SIGINT.
+    0 where all went well or SIGTERM or SIGHUP stopped it, 1 where a run failed, 130 by
+    SIGINT.
     """
     parser = cli.Parser(prog="eir_jax.sweep", description=DESCRIPTION)
     parser.add_argument("--config", required=True, help="a file such as configs/*.py")
@@ -66,8 +71,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shard", default="1/1", help="the I-th of N parts: I/N")
     parser.add_argument(
         "--tasks",
-        default="knn,retrieval",
-        help=f"of the evaluation: {','.join(TASKS)} (default: knn,retrieval)",
+        default="",
+        help=f"of the evaluation: any of {','.join(TASKS)} (default: all that the data "
+        "allows, and pictures)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list the runs and their state alone"
@@ -80,7 +86,7 @@ def main(argv: list[str]) -> int:
     shard = _shard(args.shard, runs)
     if args.dry_run:
         for run in shard:
-            print(f"{_state(run, tasks):9} {' '.join(_command('main', run))}")
+            print(f"{_state(run, tasks):9} {shlex.join(_command('main', run))}")
         return 0
     failed: dict[str, str] = {}
     if not args.table:
@@ -119,7 +125,15 @@ def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Pla
     Raises:
       UserError: a setting is unknown, impossible, or given twice.
     """
-    load_config(args.config, overrides)  # what is wrong of these is not the grid's
+    # What is wrong of these is not the grid's.
+    known = flatten(load_config(args.config, overrides))
+    for file, figure in grid.figures.items():
+        for key in (figure["x"], figure.get("lines", "seed")):
+            if key not in known:
+                raise UserError(
+                    f"{grid.path}: {file} asks for the setting {key}, which there is "
+                    "not; see configs/base.py"
+                )
     for word in overrides:
         match = OVERRIDE.fullmatch(word)
         key = match[1] if match else ""
@@ -146,11 +160,22 @@ def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Pla
 
 
 def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
-    """Tell whether the last step is evaluated by all `tasks`, under these settings."""
-    found = read_finished(run.workdir)
+    """Tell whether the last step is evaluated by all `tasks`, under these settings.
+
+    Settings of what is recorded may differ. What cannot be read is not finished.
+    """
+    try:
+        found = read_finished(run.workdir)
+    except UserError:
+        return False
     if found is None or not all(task in found.record for task in tasks):
         return False
-    return found.settings == flatten(run.config)
+    wanted = flatten(run.config)
+    return not any(
+        found.settings.get(key) != wanted.get(key)
+        for key in found.settings.keys() | wanted.keys()
+        if not key.startswith(RECORDING_KEYS)
+    )
 
 
 def run_all(
@@ -160,7 +185,7 @@ def run_all(
 
     Args:
       runs: in their order.
-      tasks: of the evaluation.
+      tasks: of the evaluation; none: all that the data allows.
       requests: signals; with the first one the run at hand is saved, and no more begun.
     """
     failed = {}
@@ -197,15 +222,10 @@ def _train_and_evaluate(
         run.log.touch()
     except OSError as error:
         raise UserError(f"{run.log} cannot be written: {error}") from None
-    commands = (
-        _command("main", run),
-        [
-            *_module("evaluate"),
-            f"--workdir={run.workdir}",
-            f"--tasks={','.join(tasks)}",
-        ],
-    )
-    for command in commands:
+    evaluate = [*_module("evaluate"), f"--workdir={run.workdir}"]
+    if tasks:
+        evaluate.append(f"--tasks={','.join(tasks)}")
+    for command in (_command("main", run), evaluate):
         status = _call(command, run.log, requests)
         if requests:
             return "stopped"
@@ -220,11 +240,16 @@ def _call(command: list[str], log: Path, requests: list[int]) -> int:
     """Run a command, all it prints going to `log`; return its status.
 
     It has a session of its own, so that Ctrl-C reaches it by `requests` alone: as
-    SIGTERM, on which training saves and ends.
+    SIGTERM, on which training saves and ends. On Linux it gets that too where the sweep
+    is killed, so that no run goes on without it.
     """
     with log.open("a") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         told = 0
         while process.poll() is None:
@@ -235,11 +260,15 @@ def _call(command: list[str], log: Path, requests: list[int]) -> int:
     return process.returncode
 
 
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the run at hand to be saved."""
+    """Collect the signals that stop, for the run at hand to be saved."""
     requests: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {n: signal.signal(n, lambda n, _: requests.append(n)) for n in numbers}
     try:
         yield requests
@@ -284,7 +313,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _tasks(text: str) -> tuple[str, ...]:
-    tasks = tuple(text.split(","))
+    tasks = tuple(task for task in text.split(",") if task)
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
@@ -292,11 +321,13 @@ def _tasks(text: str) -> tuple[str, ...]:
 
 
 def _shard(text: str, runs: list[Planned]) -> list[Planned]:
+    """Return a part; the settings change parts from seed to seed, as times differ."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     part, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= count:
         raise UserError(f"--shard={text} is no part like 1/3, 2/3 or 3/3")
-    return runs[part - 1 :: count]
+    per_seed = len(runs) // len({run.seed for run in runs})
+    return [r for i, r in enumerate(runs) if (i + i // per_seed) % count == part - 1]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eir_jax.coefficients import read_row
+from eir_jax.coefficients import row_of
 from eir_jax.evaluate import write_json
 from eir_jax.grid import Grid
 from eir_jax.runs import (
@@ -89,7 +89,7 @@ def draw_figures(folder: Path, grid: Grid, finished: Finished) -> Iterator[Path]
             run.numbers[number] for run in finished.get(figure.get("baseline", ""), [])
         ]
         draw_coefficient_curves(
-            [read_row(run.workdir, keys, number) for run in runs],
+            [row_of(run, keys, number) for run in runs],
             folder / file,
             x=x,
             y=number,

@@ -171,7 +171,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     print(_summary(run, state))
     for note in run.dataset.notes:
         print(note)
-    run_record = RunRecord(workdir, start_step)
+    began = startup.began if startup else time.monotonic()
+    run_record = RunRecord(workdir, start_step, began)
     if num_steps == 0 and not checkpoints.steps:
         checkpoints.save(state, run.meta, None)
         run_record.write(0)

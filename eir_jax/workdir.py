@@ -13,26 +13,19 @@ from eir_jax import processes
 from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
 
+# These decide what is recorded alone.
+RECORDING_KEYS = (
+    *("paper.", "evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
+    *("checkpoint_every_epochs", "keep_checkpoints", "profile_steps"),
+)
 # A run may go on with other values of these: they decide what is recorded, where the
 # data lies and when training ends, not what any step computes. So may num_epochs while
 # there is one round; of several it says when the learning rate starts anew.
 FREE_KEYS = (
-    "num_rounds",
-    "data.path",
-    "bank.form",
-    "data.expected",
-    "data.placement",
-    "knn.",
-    "retrieval.",
-    "linear.",
-    "paper.",
-    "evaluation_batch_size",
-    "log_every_steps",
-    "eval_every_epochs",
-    "checkpoint_every_epochs",
-    "keep_checkpoints",
-    "skip_not_finite",
-    "profile_steps",
+    *RECORDING_KEYS,
+    *("num_rounds", "bank.form", "skip_not_finite"),
+    *("data.path", "data.expected", "data.placement"),
+    *("knn.", "retrieval.", "linear."),
 )
 
 

@@ -22,6 +22,8 @@ SESSION = {
     "num_devices": 2,
     "num_processes": 1,
     "machine": "8 CPU cores (x86_64)",
+    "from_step": 0,
+    "to_step": 78_000,
     "seconds": 3000.0,
 }
 
@@ -37,7 +39,8 @@ def fake(workdir, *flags, config="cifar10", knn=KNN, train=50_000, **more):
     c = load_config(f"configs/{config}.py", [f"--config.{flag}" for flag in flags])
     save_config(c, workdir / "config.json")
     step = c.num_rounds * c.num_epochs * (train // c.batch_size)
-    test = {"cifar10": 10_000, "cub200": 5_924, "digits": 360}[config]
+    test = {"cifar10": 10_000, "cub200": 5_924, "digits": 360, "stl10_5k": 8_000}
+    test = test[config]
     record = {
         "step": step,
         "protocol": {
@@ -57,7 +60,11 @@ def fake(workdir, *flags, config="cifar10", knn=KNN, train=50_000, **more):
     (workdir / "eval" / f"step_{step}.json").write_text(json.dumps(record))
     lines = [
         {"step": 1, "epoch": epoch, "knn": {"200": value}}
-        for epoch, value in ((100, 0.89), (190, 0.91), (200, 0.88))
+        for epoch, value in (
+            (0.5 * c.num_epochs, 0.89),
+            (0.95 * c.num_epochs, 0.91),
+            (c.num_epochs, 0.88),
+        )
     ]
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
 
@@ -104,12 +111,13 @@ def test_rows_of_the_paper_are_of_valid_settings_and_whole():
 
 
 def test_nothing_run_is_said(tmp_path):
+    fake(tmp_path / "other", "temperature=0.2", config="digits", train=1437)
     tables = ledger(tmp_path)
     assert tables["Table 1: components, CIFAR-10"]["EIR (both)"][:2] == [
         "87.6",
         "not run",
     ]
-    assert len(tables) == len(paper.TABLES)
+    assert len(tables) == len(paper.TABLES) + 2  # the other run, and what it ran on
     for table in paper.TABLES:
         for row in table.rows:
             cells = tables[table.title][row.label]
@@ -165,9 +173,11 @@ def test_other_runs_are_told_apart_by_their_settings(tmp_path):
             fake(tmp_path / name / f"seed{seed}", *flags, config="digits", train=1437)
     tables = ledger(tmp_path)
     rows = tables["Not in the paper: digits, 16 px, 1,437 training and 360 test images"]
-    assert rows["EIR"][:2] == ["lambda_intra=15.0", "2"]
+    usual = "Where a row does not say otherwise: lambda_intra=15.0.\n"
+    assert usual in (tmp_path / "R.md").read_text()
+    assert rows["EIR"][:2] == ["", "2"]
     assert rows["inter"][:3] == ["lambda_intra=0.0", "2", "86.00 ± 0.00"]
-    assert rows["EIR"][-1] == "kNN k = 200: 91.00 ± 0.00 (epoch 190)"
+    assert rows["EIR"][-1] == "kNN k = 200: 91.00 ± 0.00 (epoch 23.75)"
 
 
 def test_unseen_classes_have_retrieval_alone(tmp_path):
@@ -183,7 +193,7 @@ def test_unseen_classes_have_retrieval_alone(tmp_path):
 def test_what_each_ran_on(tmp_path):
     fake(tmp_path / "a")
     fake(tmp_path / "b", "seed=1")
-    again = SESSION | {"seconds": 725.0, "commit": "", "command": "python other"}
+    again = SESSION | {"seconds": 725.0, "commit": "", "from_step": 50_000}
     (tmp_path / "a/run.json").write_text(json.dumps({"sessions": [SESSION, again]}))
     rows = ledger(tmp_path)["What each ran on"]
     assert rows["a"] == [
@@ -206,6 +216,7 @@ def test_a_seed_counts_once(tmp_path, capsys):
 
 
 def test_unfinished_runs_are_named(tmp_path, capsys):
+    fake(tmp_path / "other", "temperature=0.2")
     fake(tmp_path / "a")
     (tmp_path / "a/eval/step_78000.json").rename(tmp_path / "a/eval/step_39000.json")
     save_config(
@@ -235,6 +246,7 @@ def test_different_rules_are_never_averaged(tmp_path):
 
 
 def test_only_the_marked_block_is_replaced(tmp_path):
+    fake(tmp_path / "a")
     out = tmp_path / "R.md"
     before = "# Mine\n\nwords | here\n<!-- results:begin -->\n"
     after = "<!-- results:end -->\nmore words\n"
@@ -264,8 +276,146 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         read_finished(tmp_path / "a")
 
 
-def test_the_ledger_of_this_project_can_be_written(tmp_path):
+def test_the_ledger_of_this_project_is_what_its_records_say(tmp_path):
     out = tmp_path / "R.md"
     out.write_text((ROOT / "RESULTS.md").read_text())
-    (tmp_path / "runs").mkdir()
-    assert "Table 4: ImageNet-100" in ledger(tmp_path / "runs", out)
+    assert "Table 4: ImageNet-100" in ledger(ROOT / "ledger", out)
+    assert out.read_text() == (ROOT / "RESULTS.md").read_text()
+
+
+def test_first_rounds_count_as_runs_of_their_own(tmp_path, capsys):
+    """With their own best epoch, and the commands that led to them."""
+    workdir = tmp_path / "a"
+    fake(workdir)
+    more = load_config("configs/cifar10.py", ["--config.num_rounds=3"])
+    save_config(more, workdir / "config.json")
+    first = workdir / "eval/step_78000.json"
+    second = json.loads(first.read_text()) | {"step": 156_000}
+    (workdir / "eval/step_156000.json").write_text(json.dumps(second))
+    line = {"step": 1, "epoch": 390, "knn": {"200": 0.95}}
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    again = {"command": "python again", "from_step": 78_000, "to_step": 156_000}
+    (workdir / "run.json").write_text(
+        json.dumps({"sessions": [SESSION, SESSION | again]})
+    )
+    tables = ledger(tmp_path)
+    rows = tables["Table 2: CIFAR-10"]
+    assert rows["EIR"][3:] == ["1", "91.00 (epoch 190)"]
+    assert rows["EIR, 2 rounds"][3:] == ["1", "95.00 (epoch 390)"]
+    assert rows["EIR, 5 rounds"][1] == "not run"
+    ran_on = [
+        line.split(" | ")
+        for line in (tmp_path / "R.md").read_text().splitlines()
+        if line.startswith("| a |")
+    ]
+    assert [row[2] for row in ran_on] == ["78,000", "156,000"]
+    assert ran_on[0][5:] == [
+        "0:50:00",
+        "`python -m eir_jax.main --config=configs/cifar10.py` |",
+    ]
+    assert ran_on[1][5] == "1:40:00 (2 starts)"
+    assert ran_on[1][6].endswith("cifar10.py`; then `python again` |")
+    said = "a but for its rounds up to 1 and 2 is not finished, or not evaluated there"
+    assert said in capsys.readouterr().out
+    assert read_finished(workdir) is None  # not all three
+
+
+def test_a_start_that_went_further_says_so(tmp_path):
+    fake(tmp_path / "a")
+    session = SESSION | {"to_step": 156_000}
+    (tmp_path / "a/run.json").write_text(json.dumps({"sessions": [session]}))
+    assert ledger(tmp_path)["What each ran on"]["a"][4] == "0:50:00 (to step 156,000)"
+
+
+def test_runs_are_found_in_several_folders_in_each_other_and_behind_links(tmp_path):
+    fake(tmp_path / "one/outer")
+    fake(tmp_path / "one/outer/EIR/seed1", "seed=1")
+    fake(tmp_path / "one/outer/checkpoints/seed7", "seed=7")  # no run: a run's own
+    fake(tmp_path / "two/seed2", "seed=2")
+    fake(tmp_path / "three/seed3", "seed=3")
+    (tmp_path / "two/link").symlink_to(tmp_path / "three")
+    (tmp_path / "two/self").symlink_to(tmp_path / "two")
+    out = tmp_path / "R.md"
+    folders = [str(tmp_path / name) for name in ("one", "two", "three")]
+    assert results.main([*folders, f"--out={out}"]) == 0
+    text = out.read_text()
+    for name in ("outer", "outer/EIR/seed1", "seed2", "link/seed3"):
+        assert f"\n| {name} | " in text
+    assert "seed7" not in text
+
+
+def test_no_run_leaves_what_stands(tmp_path):
+    out = tmp_path / "R.md"
+    out.write_text("mine")
+    with pytest.raises(UserError, match=r"no finished .* stays as it was"):
+        results.main([str(tmp_path), f"--out={out}"])
+    assert out.read_text() == "mine"
+
+
+def test_a_linear_probe_counts_where_it_is_judged_as_the_row_is(tmp_path):
+    linear = load_config("configs/stl10_5k.py").linear.to_dict()
+    protocol = linear | {"features": "feature; 512-d", "trained_on": "train"}
+    for seed, change in enumerate(
+        [
+            {},
+            {"solver": "lbfgs"},
+            {"features": "last map, averaged over windows of 2x2"},
+        ]
+    ):
+        workdir = tmp_path / f"{seed}"
+        fake(workdir, f"seed={seed}", config="stl10_5k", train=5_000)
+        (file,) = (workdir / "eval").iterdir()
+        record = json.loads(file.read_text()) | {"linear": {"top-1": 0.764}}
+        record["protocol"]["linear"] = protocol | change
+        # One folder each: by other rules they are no group.
+        file.write_text(json.dumps(record))
+        row = ledger(workdir)["Table 3: STL-10"]["EIR, 5K"]
+        if change:
+            assert row[1:4] == ["not run / 88.00", "/ +9.80", "0 / 1"]
+        else:
+            assert row[1:4] == ["76.40 / 88.00", "+0.00 / +9.80", "1"]
+
+
+def test_numbers_of_fewer_seeds_say_how_many(tmp_path):
+    fake(tmp_path / "a", "temperature=0.2", retrieval={"R@1": 0.8})
+    fake(tmp_path / "b", "temperature=0.2", "seed=1")
+    rows = ledger(tmp_path)
+    (title,) = (t for t in rows if "Not in the paper" in t)
+    assert rows[title]["a"][1:6] == [
+        *("2", "86.00 ± 0.00", "87.00 ± 0.00", "88.00 ± 0.00", "80.00 (n = 1)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("eval", {"knn": [1]}, "is no evaluation"),
+        ("eval", {"knn": {"5": "much"}}, "is no evaluation"),
+        ("eval", {"knn": {"5": float("nan")}}, "a number of knn is not finite"),
+        ("eval", {"protocol": {"data": {"train_images": 50_000}}}, "is no evaluation"),
+        ("eval", {"protocol": 3}, "is no evaluation"),
+        ("run.json", {"sessions": [{"command": "x"}]}, "cannot be read .KeyError"),
+        ("run.json", {"sessions": 3}, "cannot be read .TypeError"),
+        ("config.json", {"batch_size": 0}, ""),
+        ("config.json", {"unknown": 1}, ""),
+        ("metrics.jsonl", {"knn": {"200": "x"}}, ""),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, change, message):
+    fake(tmp_path / "a", "temperature=0.2")
+    fake(tmp_path / "b", "temperature=0.3")
+    (tmp_path / "a/run.json").write_text(json.dumps({"sessions": [SESSION]}))
+    path = tmp_path / "a" / file
+    if file == "eval":
+        (path,) = path.iterdir()
+    if file == "metrics.jsonl":
+        path.write_bytes(b'{"epoch": 1, "knn": {"200": "x"}}\n\xff\xfe\n')
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if message:
+        with pytest.raises(UserError, match=message) as error:
+            ledger(tmp_path)
+        assert str(path) in str(error.value)
+    else:
+        ledger(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def fake_run(workdir, config, knn, *, recall=None, curve=()):
         "step": step,
         "knn": {"5": knn - 0.01, "200": knn},
         "retrieval": {"R@1": recall or knn - 0.1, "MAP@R": 0.2},
-        "protocol": {"data": {"train_images": 1437, "test_images": 360}},
+        "protocol": {
+            "data": {"train_images": 1437, "test_images": 360, "content_hash": "0"},
+            "transform": "none",
+        },
     }
     (workdir / "eval" / f"step_{step}.json").write_text(json.dumps(record))
     lines = [{"step": 1, "epoch": 0.1, "loss": 3.0}]
@@ -123,6 +127,16 @@ def test_runs_under_other_settings_or_unfinished_are_not_in_the_table(tmp_path):
     assert rows[0]["name"] == "EIR" and rows[0]["seeds"] == []
 
 
+def test_what_is_recorded_may_differ_and_what_is_damaged_is_not_finished(tmp_path):
+    fake_sweep(tmp_path, load_grid("table1"), {"EIR": [0.9, 0.8, 0.7]})
+    more = ("--seeds=0,1,2", "--table", "--config.log_every_steps=7")
+    (tmp_path / "EIR/seed1/eval/step_550.json").write_text('{"step"')
+    (tmp_path / "EIR/seed2/config.json").unlink()
+    assert sweep.main(words(tmp_path, "choices", *more)) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows[0]["name"] == "EIR" and rows[0]["seeds"] == [0]
+
+
 @pytest.mark.parametrize(
     ("grid", "files"),
     [("fig3", ["fig3.png"]), ("fig4", ["fig4_lambda1.png", "fig4_lambda2.png"])],
@@ -167,6 +181,26 @@ def test_shards_are_all_runs_once(tmp_path, capsys):
     assert sorted(listed) == sorted(capsys.readouterr().out.splitlines())
 
 
+def test_a_shard_is_not_of_one_setting(tmp_path, capsys):
+    """As long as there are seeds: untrained encoders take seconds, EIR hours."""
+    more = ("--seeds=0,1,2", "--dry_run")
+    sweep.main(words(tmp_path, "table1", *more))
+    every = capsys.readouterr().out.splitlines()
+    listed = []
+    for part in range(1, 7):
+        sweep.main(words(tmp_path, "table1", f"--shard={part}/6", *more))
+        lines = capsys.readouterr().out.splitlines()
+        assert len({line.split("--workdir=")[1].split("/")[-2] for line in lines}) == 3
+        listed += lines
+    assert sorted(listed) == sorted(every)
+
+
+def test_dry_run_prints_what_a_shell_takes(tmp_path, capsys):
+    assert sweep.main(words(tmp_path, "horizon", "--dry_run")) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "--config.optimizer.milestones=(60, 80)" in shlex.split(line)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -200,6 +234,16 @@ def test_bad_command_lines_are_refused(tmp_path, more, message):
         ("x = 1", "holds no GRID"),
         ("1 / 0", "fails: ZeroDivisionError"),
         ("GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed'}}", "needs x and rows"),
+        ("GRID = {'a': {}}\nFIGURES = 'x'", "FIGURES is no"),
+        ("GRID = {'a': {}}\nFIGURES = {'f.png': 3}", "needs x and rows"),
+        (
+            "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'sed', 'rows': ['a']}}",
+            "f.png asks for the setting sed",
+        ),
+        (
+            "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed', 'rows': []}}",
+            "needs x and rows",
+        ),
         (
             "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed', 'rows': ['b']}}",
             "asks for 'b'",
@@ -253,6 +297,46 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
     assert "a, seed 0: finished before, kNN k = 200 80.00 %" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_no_run_goes_on_without_its_sweep(tmp_path, number):
+    """A closed terminal too, and on Linux a kill -9, end it as SIGTERM does."""
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a child that its parent died")
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(ended)!r}).touch()\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(begun)!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "import sys\n"
+        "from eir_jax import sweep\n"
+        f"sweep._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
+        "sys.exit(sweep.main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words(tmp_path / "w")],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    while not ended.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number != signal.SIGKILL:
+        assert process.returncode == 0 and b"the same command goes on" in output
+
+
 QUICK = [
     "--config.batch_size=128",
     "--config.model.width=4",
@@ -266,7 +350,7 @@ QUICK = [
 def test_a_real_sweep_is_stopped_goes_on_and_is_finished(tmp_path):
     grid = tmp_path / "grid.py"
     grid.write_text("GRID = {'Random': {'num_epochs': 0}, 'EIR': {'num_epochs': 1}}")
-    flags = [*words(tmp_path / "w", str(grid)), *QUICK]
+    flags = [*words(tmp_path / "w", str(grid), "--tasks=knn,retrieval"), *QUICK]
     process = subprocess.Popen(
         command("sweep", *flags), cwd=ROOT, env=environment(), stdout=subprocess.PIPE
     )

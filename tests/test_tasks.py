@@ -1,5 +1,7 @@
 """The evaluation tasks: numbers against other tools, protocols that cannot drift."""
 
+import json
+
 import numpy as np
 import pytest
 import reference
@@ -7,6 +9,7 @@ import reference
 from configs import base
 from eir_jax.data.sources import Dataset, Split
 from eir_jax.errors import UserError
+from eir_jax.evaluate import keep_other_tasks
 from eir_jax.evaluation import tasks
 from eir_jax.evaluation.protocol import tag
 from eir_jax.evaluation.retrieval import (
@@ -208,3 +211,39 @@ def test_another_setting_is_another_hash(task, changes):
         return tag(tasks.TASKS[task](s)[1], {})["hash"]
 
     assert hash_of(subject()) != hash_of(subject(**changes))
+
+
+def test_what_other_tasks_found_of_the_checkpoint_stays(tmp_path):
+    path = tmp_path / "step_7.json"
+    shared = {"data": {"train_images": 3}, "transform": "none"}
+    before = {
+        "step": 7,
+        "checkpoint": "abc",
+        "knn": {"5": 0.5},
+        "knn_bank": {"5": 0.4},
+        "health": {"rank_me": 1.0},
+        "warnings": ["collapsed"],
+        "protocol": shared | {"knn": {"hash": "1"}, "health": {"hash": "2"}},
+    }
+    now = {"step": 7, "checkpoint": "abc", "retrieval": {"R@1": 0.3}}
+    now["protocol"] = shared | {"retrieval": {"hash": "3"}}
+    assert keep_other_tasks(now, path) == now  # there is none before
+    path.write_text(json.dumps(before))
+    kept = keep_other_tasks(now, path)
+    assert kept == before | now | {"protocol": before["protocol"] | now["protocol"]}
+    # What a task finds anew replaces all that it found before.
+    anew = {"step": 7, "checkpoint": "abc", "knn": {"1": 0.6}, "health": {}}
+    anew["protocol"] = shared | {"knn": {"hash": "4"}, "health": {"hash": "5"}}
+    assert keep_other_tasks(anew, path) == anew
+    # Of another checkpoint or other data nothing is kept, nor of no evaluation.
+    for key, value in (("checkpoint", "abd"), ("protocol", shared | {"data": {}})):
+        assert keep_other_tasks(now | {key: value}, path) == now | {key: value}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"checkpoint": "abc"}'])
+def test_a_damaged_evaluation_is_said_and_replaced(tmp_path, text, capsys):
+    (tmp_path / "e.json").write_text(text)
+    now = {"checkpoint": "abc", "protocol": {"data": {}, "transform": ""}}
+    assert keep_other_tasks(now, tmp_path / "e.json") == now
+    said = "is no evaluation" in capsys.readouterr().out
+    assert said == (text != "{}")  # one of another checkpoint is just replaced

@@ -109,6 +109,20 @@ def test_numbers_are_those_of_the_labelled_images(partly):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 1000
 
 
+def test_fewer_tasks_take_nothing_away(partly):
+    """Neither from the numbers nor from the report; pictures alone write no numbers."""
+    workdir, _, record = partly
+    (file,) = (workdir / "eval").iterdir()
+    evaluate(workdir, tasks=("retrieval",))
+    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert "Linear probe" in (workdir / "report.html").read_text()
+    file.unlink()
+    evaluate(workdir, tasks=("figures",))
+    assert not file.exists()
+    evaluate(workdir, tasks=("health",))
+    assert "knn" not in json.loads(file.read_text())
+
+
 def test_more_voters_than_labels_are_refused_before_training(tmp_path):
     labels = np.where(np.arange(40) < 5, np.arange(40) % 3, -1)
     with pytest.raises(UserError, match=r"5 labelled training.*knn\.k=1"):

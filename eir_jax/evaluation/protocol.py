@@ -13,5 +13,10 @@ def tag(protocol: Protocol, shared: Protocol) -> Protocol:
     The hash is 12 hex digits. Numbers with equal hashes were made in the same way; a
     change of any default shows.
     """
-    text = json.dumps([protocol, shared], sort_keys=True)
-    return protocol | {"hash": hashlib.sha256(text.encode()).hexdigest()[:12]}
+    return protocol | {"hash": short_hash([protocol, shared])}
+
+
+def short_hash(value: Any) -> str:
+    """Return 12 hex digits of what JSON can hold."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

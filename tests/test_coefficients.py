@@ -1,0 +1,70 @@
+"""Curves over a setting: which runs may stand on them."""
+
+import pytest
+from test_main import ROOT
+from test_sweep import DIGITS, fake_run
+
+from eir_jax import coefficients
+from eir_jax.config import load_config
+from eir_jax.curves import coefficient_means
+from eir_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def fake(workdir, knn, *flags):
+    fake_run(workdir, load_config(DIGITS, [f"--config.{f}" for f in flags]), knn)
+    return str(workdir)
+
+
+def draw(folder, runs, *more):
+    out = folder / "c.png"
+    words = ["--x=lambda_intra", f"--out={out}", *more, *runs]
+    assert coefficients.main(words) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_are_averaged_and_other_runs_refused(tmp_path):
+    runs = [
+        fake(tmp_path / f"{value}/seed{seed}", 0.8, f"lambda_intra={value}", f"{key}")
+        for value in (0, 15)
+        for seed, key in enumerate(("seed=0", "seed=1"))
+    ]
+    draw(tmp_path, runs)
+    other = fake(tmp_path / "other", 0.3, "lambda_intra=15", "intra.ramp_steps=9")
+    with pytest.raises(UserError, match=r"differ in intra.ramp_steps too \(0, 9\)"):
+        draw(tmp_path, [*runs, other])
+    draw(tmp_path, [*runs, other], "--group=intra.ramp_steps")
+    draw(tmp_path, runs, f"--baseline={other}")
+
+
+def test_points_are_of_the_last_step_alone(tmp_path):
+    run = fake(tmp_path / "a", 0.8)
+    file = tmp_path / "a/eval/step_550.json"
+    # What was evaluated on the way is left aside.
+    (tmp_path / "a/eval/step_110.json").write_text(file.read_text())
+    (tmp_path / "a/eval/step_best.json").write_text(file.read_text())
+    found = coefficients.row_of(
+        coefficients.finished(tmp_path / "a"), ["lambda_intra"], "knn.200"
+    )
+    assert found == {"lambda_intra": 15.0, "knn.200": 0.8}
+    assert coefficient_means([found], x="lambda_intra", y="knn.200")[""][1] == [0.8]
+    file.unlink()
+    with pytest.raises(UserError, match="a is not finished, or not evaluated there"):
+        draw(tmp_path, [run])
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    run = fake(tmp_path / "a", 0.8)
+    with pytest.raises(UserError, match=r"holds no knn.7; it holds .*knn.200"):
+        draw(tmp_path, [run], "--y=knn.7")
+    with pytest.raises(UserError, match="has no setting lambda_x"):
+        coefficients.row_of(coefficients.finished(tmp_path / "a"), ["lambda_x"], "")
+    with pytest.raises(UserError, match="is no workdir"):
+        draw(tmp_path, [run, str(tmp_path / "absent")])
+    (tmp_path / "a/eval/step_550.json").write_text('{"step"')
+    with pytest.raises(UserError, match="is no evaluation"):
+        draw(tmp_path, [run])
