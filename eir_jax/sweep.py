@@ -1,7 +1,6 @@
 """Run a grid of settings over seeds: `python -m eir_jax.sweep --config=FILE ...`."""
 
 import argparse
-import ctypes
 import re
 import shlex
 import signal
@@ -36,7 +35,13 @@ several machines that share DIR give each its part: --shard=1/3, 2/3, 3/3. Any s
 that the grid does not set can be given for all runs as --config.KEY=VALUE.
 """
 TASKS = ("knn", "linear", "retrieval", "health")
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent dies
+# On Linux: become the command, which gets SIGTERM (15) where the sweep is killed. (A
+# preexec_fn would do that too, but not where threads have been started.)
+PR_SET_PDEATHSIG = 1
+END_WITH_PARENT = (
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, 15); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Planned(NamedTuple):
@@ -243,13 +248,11 @@ def _call(command: list[str], log: Path, requests: list[int]) -> int:
     SIGTERM, on which training saves and ends. On Linux it gets that too where the sweep
     is killed, so that no run goes on without it.
     """
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", END_WITH_PARENT, *command]
     with log.open("a") as output:
         process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         told = 0
         while process.poll() is None:
@@ -258,10 +261,6 @@ def _call(command: list[str], log: Path, requests: list[int]) -> int:
                 told += 1
             time.sleep(0.1)
     return process.returncode
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
