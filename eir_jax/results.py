@@ -22,7 +22,6 @@ from eir_jax.runs import (
     main_number,
     markdown,
     percent,
-    read_finished,
     read_rounds,
     summarise,
     telling,
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> int:
         for workdir in find_workdirs(folder):
             found = read_rounds(workdir)
             finished += found
-            if read_finished(workdir) is None:
+            if not any(run.is_whole for run in found):
                 count = [str(run.settings["num_rounds"]) for run in found]
                 words = f" but for its rounds up to {' and '.join(count)}"
                 print(

@@ -10,16 +10,15 @@ import numpy as np
 
 from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
+from eir_jax.workdir import RECORDING_KEYS
 
 PARTS = ("knn", "linear", "retrieval")  # of an evaluation: accuracies, in [0, 1]
 NOT_RUN = "not run"
 # Settings that do not tell runs apart: they decide no number, or a number of the images
 # and a protocol, compared as well, say what they decide.
 INCIDENTAL = (
-    *("seed", "bank.form", "paper.", "knn.k", "retrieval.", "linear."),
-    *("evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
-    *("checkpoint_every_epochs", "keep_checkpoints", "skip_not_finite"),
-    "profile_steps",
+    *RECORDING_KEYS,
+    *("seed", "bank.form", "skip_not_finite", "knn.k", "retrieval.", "linear."),
     *("data.source", "data.path", "data.pipeline", "data.placement"),
     *("data.broken", "data.expected", "data.class_list"),
     *("data.train_split", "data.test_split"),
@@ -41,6 +40,8 @@ class FinishedRun(NamedTuple):
     """{"knn.200": .876, "retrieval.R@1": .799, ...}, shares in [0, 1]."""
     best: tuple[float, float] | None
     """The largest `main_number` of those seen while training, and its epoch."""
+    is_whole: bool
+    """Whether no round of the run is missing."""
 
 
 class Summary(NamedTuple):
@@ -58,11 +59,7 @@ def read_finished(workdir: Path) -> FinishedRun | None:
     Raises:
       UserError: a file of it cannot be read.
     """
-    rounds = read_rounds(workdir)
-    settings = flatten(read_config(workdir / "config.json")) if rounds else {}
-    if not rounds or rounds[-1].settings["num_rounds"] != settings["num_rounds"]:
-        return None
-    return rounds[-1]
+    return next((run for run in read_rounds(workdir) if run.is_whole), None)
 
 
 def read_rounds(workdir: Path) -> list[FinishedRun]:
@@ -80,7 +77,8 @@ def read_rounds(workdir: Path) -> list[FinishedRun]:
     epochs = settings["num_epochs"]
     round_steps = epochs * (images // max(settings["batch_size"], 1))
     found = []
-    for number in range(1, settings["num_rounds"] + 1):
+    rounds = settings["num_rounds"]
+    for number in range(1, rounds + 1):
         if path := files.get(f"step_{number * round_steps}.json"):
             record = _read_record(path)
             numbers = accuracies(record)
@@ -88,7 +86,8 @@ def read_rounds(workdir: Path) -> list[FinishedRun]:
                 workdir / "metrics.jsonl", main_number(numbers), number * epochs
             )
             of_round = settings | {"num_rounds": number}
-            found.append(FinishedRun(workdir, of_round, record, numbers, best))
+            whole = number == rounds
+            found.append(FinishedRun(workdir, of_round, record, numbers, best, whole))
     return found
 
 
