@@ -92,8 +92,9 @@ def evaluate(
 
     What other tasks found of the same checkpoint on the same data before stays.
 
-    Returns what is written: `step`, `checkpoint` (a hash of its arrays), `protocol`,
-    and parts for each task; accuracies are fractions in [0, 1].
+    Returns what is written: `step`, `checkpoint` (a hash of its arrays), `skipped` (the
+    steps whose batch was left out as not finite), `protocol`, and parts for each task;
+    accuracies are fractions in [0, 1].
 
     Raises:
       UserError: no checkpoint, no labels, other data than the checkpoint's, or an
@@ -118,7 +119,10 @@ def evaluate(
     )
 
     checkpoint = protocol.short_hash(run.meta["checksums"])
-    record: dict[str, Any] = {"step": int(run.state.step), "checkpoint": checkpoint}
+    reached = int(run.state.step)
+    skipped = [number for number in run.meta["skipped"] if number <= reached]
+    record: dict[str, Any] = {"step": reached, "checkpoint": checkpoint}
+    record["skipped"] = skipped
     shared = all_tasks.shared_protocol(dataset, run.config)
     protocols: dict[str, Any] = dict(shared)
     for task in (task for task in tasks if task in all_tasks.TASKS):
@@ -246,6 +250,8 @@ def print_table(record: dict[str, Any]) -> None:
         table.add_section()
     console = Console()
     console.print(table)
+    if skipped := record["skipped"]:
+        print(f"batches left out of training, as not finite: steps {skipped}")
     for warning in record.get("warnings", ()):
         console.print(f"warning: {warning}", style="bold red", highlight=False)
 

@@ -285,11 +285,16 @@ def _run_rows(groups: list[Group], folders: Sequence[Path]) -> list[list[str]]:
             [
                 str(_relative(run.workdir, folders)),
                 str(run.settings["seed"]),
-                f"{step:,}",
+                f"{step:,}{_left_out(run)}",
                 *_ran_on(sessions, step),
             ]
         )
     return rows
+
+
+def _left_out(run: FinishedRun) -> str:
+    count = len(run.record.get("skipped", ()))
+    return f" ({count} left out as not finite)" if count else ""
 
 
 def _ran_on(sessions: list[Session], step: int) -> list[str]:

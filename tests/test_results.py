@@ -192,7 +192,7 @@ def test_unseen_classes_have_retrieval_alone(tmp_path):
 
 def test_what_each_ran_on(tmp_path):
     fake(tmp_path / "a")
-    fake(tmp_path / "b", "seed=1")
+    fake(tmp_path / "b", "seed=1", skipped=[5, 27])
     again = SESSION | {"seconds": 725.0, "commit": "", "from_step": 50_000}
     (tmp_path / "a/run.json").write_text(json.dumps({"sessions": [SESSION, again]}))
     rows = ledger(tmp_path)["What each ran on"]
@@ -204,7 +204,11 @@ def test_what_each_ran_on(tmp_path):
         "1:02:05 (2 starts)",
         "`python -m eir_jax.main --config=configs/cifar10.py`",
     ]
-    assert rows["b"] == ["1", "78,000", *["not recorded"] * 4]
+    assert rows["b"] == [
+        "1",
+        "78,000 (2 left out as not finite)",
+        *["not recorded"] * 4,
+    ]
 
 
 def test_a_seed_counts_once(tmp_path, capsys):

@@ -15,6 +15,7 @@ from test_main import QUICK, ROOT, assert_refused, command, environment, records
 from configs import digits
 from eir_jax.data import pipeline
 from eir_jax.errors import UserError
+from eir_jax.evaluate import evaluate, print_table
 from eir_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -143,6 +144,10 @@ def test_batches_that_are_not_finite_are_left_out(poison, tmp_path, capsys):
     assert [r["step"] for r in records] == list(range(4, 45, 4))
     counted = [r.get("skipped_batches", 0) for r in records]
     assert counted == [0] + [1] * 5 + [2] * 5
+    record = evaluate(tmp_path / "whole", tasks=("health",))
+    assert record["skipped"] == [5, 27]
+    print_table(record)
+    assert "as not finite: steps [5, 27]" in capsys.readouterr().out
     # In two parts, the second of which knows from the checkpoint what was left out.
     first = whole | {"num_epochs": 1}
     poison(tmp_path / "parts", [5], **first)
