@@ -18,7 +18,6 @@ CHANGES: dict[str, dict] = {
     "groups_4": {"batch_norm.groups": 4},
     "bank_momentum_0": {"bank_momentum": 0.0},
     "width_32": {"model.width": 32},
-    "blocks_2": {"model.name": "resnet18"},
 }
 for name, change in CHANGES.items():
     GRID[f"IRaug_{name}"] = INSTANCE_ALONE | change
