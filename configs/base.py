@@ -139,7 +139,7 @@ def get_config() -> ConfigDict:
     c.linear.num_epochs = 50  # of 'sgd'
     c.linear.batch_size = 256
     c.linear.seed = 0  # of the held-out split and the order
-    c.paper = ConfigDict()  # the paper's row, set beside ours in the report
+    c.paper = ConfigDict()  # the paper's row of EIR, set beside ours in the report
     c.evaluation_batch_size = 500  # images embedded at a time
 
     # Records.

@@ -180,7 +180,7 @@ def _results(caption, ours, theirs, other):
     """Return the table of a part: ours, the paper's, the difference, another run's."""
     shown = {key: value for key, value in ours.items() if key not in SETTINGS}
     head = ["%", "ours"]
-    head += ["paper", "difference"] if theirs else []
+    head += ["paper's EIR", "difference"] if theirs else []
     head += [other[0]] if other else []
     rows = []
     for key, value in shown.items():
@@ -216,7 +216,7 @@ def _cards(record, paper):
             continue
         theirs = (paper or {}).get(part, {}).get(key)
         value = record[part][key]
-        note = f"paper {_percent(theirs)} ({_difference(value, theirs)})"
+        note = f"paper's EIR {_percent(theirs)} ({_difference(value, theirs)})"
         cards.append(
             f"<li><span>{escape(name.format(key))}</span>"
             f"<strong>{_percent(value)} %</strong>"

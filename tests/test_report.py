@@ -125,12 +125,12 @@ def test_numbers_beside_the_papers_and_another_runs(tmp_path):
     paper = {"table": "Table 2", "knn": {"5": 0.866, "200": 0.93004}}
     page = report(tmp_path, paper=paper, compare=other)
     words = page.words()
-    assert "% ours paper difference IRaug k = 5 94.12 86.60 +7.52 90.00" in words
+    assert "% ours paper's EIR difference IRaug k = 5 94.12 86.60 +7.52 90.00" in words
     assert "k = 20 95.00 — — 91.00 k = 200 93.00 93.00 +0.00 —" in words
     assert "R@1 97.13 97.13 NMI — —" in words
     assert "Paper: Table 2." in words and words.count("Table 2") == 1
     assert "Chosen: learning rate 0.1, weight decay 0." in words
-    assert "kNN, k = 200 93.00 % paper 93.00 ( +0.00 )" in words
+    assert "kNN, k = 200 93.00 % paper's EIR 93.00 ( +0.00 )" in words
     assert "R@1 97.13 % Linear, top-1 97.00 %" in words
     assert "RankMe 40.12 About" in words and "News 3" in words
     assert "50,000 training images" in words
