@@ -120,9 +120,12 @@ def evaluate(
 
     checkpoint = protocol.short_hash(run.meta["checksums"])
     reached = int(run.state.step)
-    skipped = [number for number in run.meta["skipped"] if number <= reached]
-    record: dict[str, Any] = {"step": reached, "checkpoint": checkpoint}
-    record["skipped"] = skipped
+    skipped = run.meta.get("skipped", ())  # checkpoints of before have none
+    record: dict[str, Any] = {
+        "step": reached,
+        "checkpoint": checkpoint,
+        "skipped": [number for number in skipped if number <= reached],
+    }
     shared = all_tasks.shared_protocol(dataset, run.config)
     protocols: dict[str, Any] = dict(shared)
     for task in (task for task in tasks if task in all_tasks.TASKS):
