@@ -56,6 +56,9 @@ def get_config() -> ConfigDict:
     c.model.width = 64  # channels of the first stage; the last has 8 times as many
     c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
     c.model.embedding_dim = 128  # D
+    # Of the kernels of convolutions: 'pytorch' U(+-1/sqrt(fan_in)), its default, or
+    # 'he' N(0, 2/fan_out), as torchvision's ResNets; the head is PyTorch's either way.
+    c.model.init = "pytorch"
     # What training computes the convolutions in: 'float32', 'bfloat16', or 'auto':
     # 'bfloat16' on accelerators. Parameters, statistics, losses, the bank's products
     # and all of evaluation are float32, evaluation at the highest precision.

@@ -83,17 +83,13 @@ def save_config(config: ConfigDict, path: Path) -> None:
 
 
 def read_config(path: Path) -> ConfigDict:
-    """Read what `save_config` wrote.
-
-    What it lacks, as settings that came after the run do, has its value in
-    configs/base.py, which does what was done before there was the setting.
+    """Read what `save_config` wrote, complete.
 
     Raises:
       UserError: the file is missing, no JSON, or has a value of a wrong type.
     """
     try:
-        config = _base().copy_and_resolve_references()
-        config.update(ConfigDict(_tuples(json.loads(path.read_text()))))
+        return complete(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent} is no workdir: it holds no {path.name}; give the --workdir "
@@ -101,6 +97,19 @@ def read_config(path: Path) -> ConfigDict:
         ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as settings: {error}") from None
+
+
+def complete(saved: dict[str, Any]) -> ConfigDict:
+    """Return saved settings with those that came after the run.
+
+    What is lacking has its value in configs/base.py, which does what was done before
+    there was the setting.
+
+    Raises:
+      TypeError, ValueError, AttributeError: these are no settings.
+    """
+    config = _base().copy_and_resolve_references()
+    config.update(ConfigDict(_tuples(saved)))
     return config
 
 

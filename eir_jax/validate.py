@@ -15,6 +15,7 @@ CHOICES = {
     "interpolation.kind": ("cutmix", "mixup"),
     "model.name": ("resnet18", "resnet10", "resnet34"),
     "model.stem": ("small", "imagenet"),
+    "model.init": ("pytorch", "he"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.precision": ("default", "high", "highest"),
     "batch_norm.sharing": ("views", "all", "none"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from small import SmallRun, small_config
 
 from eir_jax import embed, search
 from eir_jax.checkpoint import Checkpoints
-from eir_jax.config import save_config
+from eir_jax.config import read_config, save_config
 from eir_jax.data.pictures import BrokenPicture, list_pictures, read_picture
 from eir_jax.data.sources import load
 from eir_jax.errors import UserError
@@ -275,10 +276,12 @@ def workdir(tmp_path_factory):
     small = SmallRun(config)
     save_config(config, folder / "config.json")
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    saved = config.to_dict()
+    del saved["model"]["init"]  # as a run of before there was this setting
     meta = {
         "num_examples": small.num_examples,
         "train_hash": load(config.data).train_hash,
-        "config": config.to_dict(),
+        "config": saved,
     }
     state = small.create()
     checkpoints.save(state, meta, None)
@@ -437,6 +440,15 @@ def test_neither_imports_tensorflow(workdir, folder, tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120
     )
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_checkpoint_of_another_model_is_refused(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = read_config(copy / "config.json")
+    config.model.init = "he"
+    save_config(config, copy / "config.json")
+    with pytest.raises(UserError, match=r"'init': 'he'.*put the settings back"):
+        restore_run(copy)
 
 
 # Bad input. In-process, but for one: each start of Python takes seconds.

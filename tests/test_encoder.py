@@ -98,6 +98,29 @@ def test_initialisation_is_pytorchs(small):
                 assert np.std(value) == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
+def test_initialisation_is_torchvisions(small):
+    """Where 'he' is asked for: N(0, 2/fan_out) for convolutions, all else as before."""
+    _, pytorchs, images = small
+    config = base.get_config()
+    config.model.name, config.model.width = "resnet10", 8
+    config.model.init = "he"
+    variables = jax.jit(make_encoder(config).init)(jax.random.key(0), images)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables["params"]["head"],
+        pytorchs["params"]["head"],
+    )
+    checked = 0
+    for path, value in jax.tree.leaves_with_path(variables["params"]["backbone"]):
+        if "kernel" in jax.tree_util.keystr(path) and value.size > 1000:
+            std = (2 / (value.shape[0] * value.shape[1] * value.shape[3])) ** 0.5
+            assert np.std(value) == pytest.approx(std, rel=0.1)
+            outside = np.abs(value) > 2 * std  # 4.6 % of a normal distribution
+            assert 0.03 < outside.mean() < 0.06
+            checked += 1
+    assert checked == 7
+
+
 def normalised(x):
     """Batch norm of one forward pass, in float64."""
     x = np.asarray(x, np.float64)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from eir_jax import sharding
 from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint, Meta
-from eir_jax.config import override, read_config
+from eir_jax.config import complete, override, read_config
 from eir_jax.data.sources import Dataset, load
 from eir_jax.errors import UserError
 from eir_jax.evaluation.embed import Embed, make_embed
@@ -58,7 +58,7 @@ def restore_run(
     tx = make_optimizer(config, steps_per_epoch=1)
 
     def abstract(meta: Meta) -> TrainState:
-        saved = meta["config"]["model"]
+        saved = complete(meta["config"]).model.to_dict()
         if saved != config.model.to_dict():
             raise UserError(
                 f"the checkpoints in {workdir} are of the model {saved}, its "

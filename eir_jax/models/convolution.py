@@ -15,8 +15,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives convolutions and linear layers.
-pytorch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+KERNEL_INIT = {
+    # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's, of convolutions and linear layers.
+    "pytorch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    # N(0, 2/fan_out), for ReLU (He et al., 2015): torchvision's ResNets.
+    "he": nn.initializers.variance_scaling(2, "fan_out", "normal"),
+}
+"""How kernels begin, by `config.model.init`."""
 
 # XLA's kernel gradient on a CPU copies every window that a kernel sees; of so small a
 # part of the batch they stay in a cache. Below SMALL numbers all is done at once.
@@ -35,12 +40,13 @@ class Conv(nn.Module):
     stride: int
     dtype: DTypeLike | None = None  # computed in; None: the parameters' type
     precision: str = "default"
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT["pytorch"]
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "rows h w features"]:
         """Map [rows, height, width, channel] to [rows, h, w, features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", pytorch_kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         dtype = self.dtype or kernel.dtype
         on_cpu = jax.default_backend() == "cpu" and self.size in (1, 3)
         form = convolve_on_cpu if on_cpu else convolve

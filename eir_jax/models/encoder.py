@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from eir_jax.models.convolution import pytorch_kernel_init
+from eir_jax.models.convolution import KERNEL_INIT
 from eir_jax.models.resnet import BLOCKS, Layers, Passes, ResNet
 
 
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         feature = feature_map.mean((1, 2))
         projected = nn.Dense(
             self.embedding_dim,
-            kernel_init=pytorch_kernel_init,
+            kernel_init=KERNEL_INIT["pytorch"],
             bias_init=_bias_init(feature.shape[-1]),
             precision=self.backbone.layers.precision,
             name="head",
@@ -86,6 +86,7 @@ def make_encoder(config: ConfigDict, exact: bool = False) -> Encoder:
                 passes=batch_norm_passes(config),
                 dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
                 precision="highest" if exact else config.model.precision,
+                kernel_init=KERNEL_INIT[config.model.init],
             ),
         ),
         embedding_dim=config.model.embedding_dim,

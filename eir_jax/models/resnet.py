@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from eir_jax.models.convolution import Conv
+from eir_jax.models.convolution import KERNEL_INIT, Conv
 
 BLOCKS = {
     "resnet10": (1, 1, 1, 1),
@@ -123,10 +123,12 @@ class Layers(NamedTuple):
     """Of convolutions and of what lies between the layers; None: the parameters'."""
     precision: str = "default"
     """Of the products of float32 convolutions: JAX's default_matmul_precision."""
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT["pytorch"]
 
     def conv(self, features: int, size: int, stride: int, name: str) -> Conv:
         """Return a convolution."""
-        return Conv(features, size, stride, self.dtype, self.precision, name=name)
+        how = (self.dtype, self.precision, self.kernel_init)
+        return Conv(features, size, stride, *how, name=name)
 
     def norm(self, name: str) -> BatchNorm:
         """Return a batch norm."""
