@@ -3,12 +3,14 @@
 Where a change is of more than the term, the baseline stands beside it with that change.
 """
 
-INSTANCE_ALONE = {"lambda_intra": 0.0, "lambda_inter": 0.0}
-INTRA = {"lambda_inter": 0.0}
+from configs.grids import table1
+
+IRAUG = table1.GRID["IRaug"]
+INTRA = table1.GRID["intra"]
 GRID: dict[str, dict] = {
-    "IRaug": INSTANCE_ALONE,
+    "IRaug": IRAUG,
     "intra": INTRA,
-    "lambda1_3": {"lambda_intra": 3.0, "lambda_inter": 0.0},
+    "lambda1_3": INTRA | {"lambda_intra": 3.0},
     "ramp": INTRA | {"intra.ramp_steps": 1000},
     "temperature_0.2": INTRA | {"intra.temperature": 0.2},
     "stop_gradient": INTRA | {"intra.stop_gradient": True},
@@ -20,5 +22,5 @@ CHANGES: dict[str, dict] = {
     "width_32": {"model.width": 32},
 }
 for name, change in CHANGES.items():
-    GRID[f"IRaug_{name}"] = INSTANCE_ALONE | change
+    GRID[f"IRaug_{name}"] = IRAUG | change
     GRID[f"intra_{name}"] = INTRA | change
