@@ -149,7 +149,8 @@ def get_config() -> ConfigDict:
     c.log_every_steps = 50
     c.eval_every_epochs = 10  # kNN (R@K of unseen classes) while training; 0: never
     c.checkpoint_every_epochs = 10
-    c.keep_checkpoints = 2  # newest ones kept, beside the best; >= 1
+    # Newest ones kept, beside the best and, of several rounds, each one's end; >= 1
+    c.keep_checkpoints = 2
     # Batches that may be left out because a loss is not finite, each time from the last
     # checkpoint on, before the run stops; 0: it stops at the first.
     c.skip_not_finite = 0

@@ -36,10 +36,17 @@ class Checkpoints:
     Args:
       directory: the folder, made on the first save.
       keep: newest checkpoints to keep, beside the best (by `metric` of `save`).
+      keep_every: steps of a round, whose ends are kept too; 0: there is one round.
       read_only: never change the folder.
     """
 
-    def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 1,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
         def metric(metrics: dict[str, float]) -> float:
             return metrics["knn"]
 
@@ -47,13 +54,14 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
         )
+        kept = [policies.LatestN(keep), best]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), best]
-                ),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
                 best_fn=metric,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,

@@ -95,7 +95,12 @@ def _train_and_evaluate(
         "config": config.to_dict(),
         "skipped": [],  # steps whose batch was left out
     }
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    round_steps = config.num_epochs * steps_per_epoch
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        config.keep_checkpoints,
+        keep_every=round_steps if config.num_rounds > 1 else 0,
+    )
     if processes.is_main():
         folder.record(dataset, workdir, resumes=bool(checkpoints.steps))
     views_of, resident = None, {}
@@ -110,7 +115,7 @@ def _train_and_evaluate(
         dataset=dataset,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
-        num_steps=config.num_rounds * config.num_epochs * steps_per_epoch,
+        num_steps=config.num_rounds * round_steps,
         train_step=compile_train_step(step, abstract, mesh, views_of),
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
@@ -119,6 +124,13 @@ def _train_and_evaluate(
     )
     while True:
         state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
+        if state.step > run.num_steps:
+            raise UserError(
+                f"{workdir} is trained to step {state.step}, beyond the "
+                f"{run.num_steps} of num_epochs={config.num_epochs}, "
+                f"num_rounds={config.num_rounds}; give those it was trained with, or "
+                "another --workdir"
+            )
         if processes.is_main():
             save_config(config, workdir / "config.json")
         try:

@@ -74,6 +74,27 @@ def test_epochs_of_a_round_are_settled_by_several_rounds(rounds):
         train(rounds, num_epochs=4)
 
 
+def test_each_rounds_end_is_kept_and_evaluated(rounds):
+    """Of two checkpoints that would be kept, the newest and the one before it."""
+    steps = {int(p.name) for p in (rounds / "checkpoints").iterdir()}
+    assert steps == {4, 6, 8}
+    assert evaluate(rounds, "4", tasks=("retrieval",))["step"] == 4
+
+
+def test_fewer_steps_than_taken_are_refused(rounds, tmp_path):
+    """And leave the settings: else a longer first round would pass for one of these."""
+    with pytest.raises(UserError, match=r"to step 8, beyond the 4 of num_epochs=2, n"):
+        train(rounds)
+    workdir = tmp_path / "w"
+    train(workdir, num_epochs=3)
+    settings = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match=r"to step 6, beyond the 4 of num_epochs=2, n"):
+        train(workdir)
+    assert (workdir / "config.json").read_text() == settings
+    with pytest.raises(UserError, match="num_epochs: 3 there, 2 here"):
+        train(workdir, num_rounds=2)
+
+
 def test_no_epoch_saves_the_untrained_encoder_to_evaluate(tmp_path, capsys):
     workdir = tmp_path / "w"
     assert train(workdir, num_epochs=0) == 0
