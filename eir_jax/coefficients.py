@@ -7,7 +7,7 @@ from typing import Any
 from eir_jax import cli
 from eir_jax.config import read_config
 from eir_jax.errors import UserError
-from eir_jax.runs import FinishedRun, read_finished, telling
+from eir_jax.runs import FinishedRun, check_rules, read_finished, telling
 
 DESCRIPTION = """\
 Draw a number of evaluated runs against one of their settings, as the paper's Fig. 3 and
@@ -38,7 +38,11 @@ def main(argv: list[str]) -> int:
     runs = [finished(workdir) for workdir in args.workdirs]
     check_comparable(runs, settings)
     rows = [row_of(run, settings, args.y) for run in runs]
-    baseline = args.baseline and row_of(finished(args.baseline), [], args.y)[args.y]
+    baseline = None
+    if args.baseline:
+        run = finished(args.baseline)
+        check_rules([runs[0], run])
+        baseline = row_of(run, [], args.y)[args.y]
 
     from eir_jax.curves import draw_coefficient_curves
 
@@ -72,21 +76,32 @@ def finished(workdir: Path) -> FinishedRun:
 
 
 def check_comparable(runs: Sequence[FinishedRun], settings: Sequence[str]) -> None:
-    """Check that runs differ in `settings` and the seed alone.
+    """Check that runs differ in `settings` or the seed, and in these alone.
 
     Raises:
-      UserError: naming another setting that two of them differ in.
+      UserError: naming another setting that two of them differ in, or two that differ
+        in none.
     """
     first = telling(runs[0])
     for run in runs[1:]:
         other = telling(run)
         for key in sorted((first.keys() | other.keys()) - {*settings}):
             if first.get(key) != other.get(key):
+                way = f", or give --group={key}" if key in run.settings else ""
                 raise UserError(
                     f"{runs[0].workdir} and {run.workdir} differ in {key} too "
-                    f"({first.get(key)}, {other.get(key)}); leave one out, or give "
-                    f"--group={key}"
+                    f"({first.get(key)}, {other.get(key)}); leave one out{way}"
                 )
+    seen: dict[tuple, Path] = {}
+    for run in runs:
+        point = tuple(run.settings.get(key) for key in (*settings, "seed"))
+        if point in seen:
+            raise UserError(
+                f"{seen[point]} and {run.workdir} have settings and seed in common; "
+                "leave one out"
+            )
+        seen[point] = run.workdir
+    check_rules(runs)
 
 
 def row_of(run: FinishedRun, settings: Sequence[str], number: str) -> dict[str, Any]:

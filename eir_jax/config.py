@@ -96,7 +96,10 @@ def read_config(path: Path) -> ConfigDict:
             "of a run of eir_jax.main"
         ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as settings: {error}") from None
+        raise UserError(
+            f"{path} cannot be read as settings ({error}); put it right, or train anew "
+            "in another --workdir"
+        ) from None
 
 
 def complete(saved: dict[str, Any]) -> ConfigDict:
@@ -110,6 +113,9 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
     """
     config = _base().copy_and_resolve_references()
     config.update(ConfigDict(_tuples(saved)))
+    for key, value in flatten(config).items():
+        if value is None:
+            raise ValueError(f"{key} has no value")
     return config
 
 

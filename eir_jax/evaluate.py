@@ -93,8 +93,9 @@ def evaluate(
     What other tasks found of the same checkpoint on the same data before stays.
 
     Returns what is written: `step`, `checkpoint` (a hash of its arrays), `skipped` (the
-    steps whose batch was left out as not finite), `protocol`, and parts for each task;
-    accuracies are fractions in [0, 1].
+    steps whose batch was left out as not finite), `refused` (where all tasks were asked
+    for: those that the data does not allow, and why), `protocol`, and parts for each
+    task; accuracies are fractions in [0, 1].
 
     Raises:
       UserError: no checkpoint, no labels, other data than the checkpoint's, or an
@@ -109,6 +110,7 @@ def evaluate(
 
     run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
     dataset = load_data(run, data_path)
+    refused = None
     if not tasks:
         refused = all_tasks.refused_tasks(dataset)
         for task, why in refused.items():
@@ -126,6 +128,8 @@ def evaluate(
         "checkpoint": checkpoint,
         "skipped": [number for number in skipped if number <= reached],
     }
+    if refused is not None:
+        record["refused"] = refused
     shared = all_tasks.shared_protocol(dataset, run.config)
     protocols: dict[str, Any] = dict(shared)
     for task in (task for task in tasks if task in all_tasks.TASKS):

@@ -68,6 +68,13 @@ def load_grid(name_or_file: str) -> Grid:
             raise UserError(
                 f"{path}: {file} needs x and rows, and may have lines and baseline"
             )
+        words = [value for key, value in figure.items() if key != "rows"]
+        if not isinstance(figure["rows"], (list, tuple)) or not all(
+            isinstance(word, str) for word in (*figure["rows"], *words)
+        ):
+            raise UserError(
+                f"{path}: of {file} rows is a list of names, all others are names"
+            )
         asked = [*figure["rows"], figure.get("baseline", figure["rows"][0])]
         if unknown := [name for name in asked if name not in settings]:
             raise UserError(f"{path}: {file} asks for {unknown[0]!r}, which GRID lacks")

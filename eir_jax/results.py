@@ -16,9 +16,10 @@ from eir_jax.run_record import Session, read_sessions
 from eir_jax.runs import (
     INCIDENTAL,
     NOT_RUN,
-    PARTS,
     FinishedRun,
     best_words,
+    check_rules,
+    judged_by,
     main_number,
     markdown,
     percent,
@@ -129,8 +130,9 @@ def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
             words = f"{same[0].workdir} and {run.workdir} have settings and seed"
             print(f"warning: {words} in common; the first counts", file=sys.stderr)
             continue
-        _check_rules(run, group)
         group.append(run)
+    for group in groups.values():
+        check_rules(group)
     return list(groups.values())
 
 
@@ -143,14 +145,20 @@ def asked(row: paper.Row) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
 
 
-def probe_settings(run: FinishedRun) -> dict[str, Any]:
-    """Return `linear.*` as the run's linear probe was judged by, JSON's lists."""
-    protocol = run.record["protocol"].get("linear", {})
-    asked = {k[7:] for k in run.settings if k.startswith("linear.")}
-    found = {k: v for k, v in protocol.items() if k in asked}
-    found["pooled_map"] = str(protocol.get("features")).startswith("last map")
-    found["augment"] = str(protocol.get("trained_on")).startswith("augmented")
-    return found
+def counts_for(row: paper.Row, groups: Sequence[Group]) -> Group:
+    """Return the group that counts for a row of the paper; none: an empty one.
+
+    Of several, on copies of the images in another order or on other devices, the
+    largest, of equal ones the first.
+    """
+    wanted = asked(row)
+
+    def is_asked(run: FinishedRun) -> bool:
+        found = telling(run) | {"model.dtype": run.settings["model.dtype"]}
+        del found["data.content"]
+        return found == wanted
+
+    return max((g for g in groups if is_asked(g[0])), key=len, default=[])
 
 
 def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
@@ -168,8 +176,7 @@ def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
         head = [numbers, "paper", "ours", "difference", "n", f"best {title(str(main))}"]
         rows = [head]
         for row in table.rows:
-            wanted = asked(row)
-            group = next((g for g in groups if telling(g[0]) == wanted), [])
+            group = counts_for(row, groups)
             of_paper.append(group)
             rows.append([row.label, *_beside_paper(table, row, group)])
         yield from (f"### {table.title}", "", *markdown(rows), "")
@@ -219,7 +226,7 @@ def _beside_paper(table: paper.Table, row: paper.Row, group: Group) -> list[str]
         found = _values(group, number)
         if number.startswith("linear."):
             judged = _probe_of(row.config)
-            found = _values([r for r in group if probe_settings(r) == judged], number)
+            found = _values([r for r in group if _probe(r) == judged], number)
         theirs.append(f"{value:.1f}")
         counts.append(str(len(found)))
         ours.append(percent(summarise(found)) if found else NOT_RUN)
@@ -242,8 +249,13 @@ def _values(group: Group, number: str) -> list[float]:
 
 @functools.cache
 def _probe_of(config: str) -> dict[str, Any]:
-    linear = load_config(f"configs/{config}.py").linear.to_dict()
+    settings = flatten(load_config(f"configs/{config}.py"))
+    linear = {k: v for k, v in settings.items() if k.startswith("linear.")}
     return json.loads(json.dumps(linear))
+
+
+def _probe(run: FinishedRun) -> dict[str, Any]:
+    return {k: v for k, v in judged_by(run).items() if k.startswith("linear.")}
 
 
 def _usual(settings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -325,25 +337,6 @@ def _hardware(session: Session) -> str:
     if session["num_processes"] > 1:
         words += f", {session['num_processes']} processes"
     return words
-
-
-def _check_rules(run: FinishedRun, group: Group) -> None:
-    for part in PARTS:
-        rule = _rule(run, part)
-        for other in group:
-            if rule and _rule(other, part) not in (None, rule):
-                raise UserError(
-                    f"{other.workdir} and {run.workdir} have different protocols of "
-                    f"{part}; evaluate both again in the same way"
-                )
-
-
-def _rule(run: FinishedRun, part: str) -> tuple | None:
-    protocol = run.record["protocol"]
-    if part not in protocol:
-        return None
-    decides = {key: value for key, value in protocol[part].items() if key != "hash"}
-    return decides, protocol["transform"], protocol["data"]["content_hash"]
 
 
 def _data_words(run: FinishedRun) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
+from eir_jax.run_record import read_sessions
 from eir_jax.workdir import RECORDING_KEYS
 
 PARTS = ("knn", "linear", "retrieval")  # of an evaluation: accuracies, in [0, 1]
@@ -92,15 +93,79 @@ def read_rounds(workdir: Path) -> list[FinishedRun]:
 
 
 def telling(run: FinishedRun) -> dict[str, Any]:
-    """Return what tells a run from others but for the seed: settings and images."""
+    """Return what tells a run from others but for the seed: settings and images.
+
+    `data.content` is a hash of the images in their order, and of `model.dtype=auto` it
+    is said what that was where the run trained.
+
+    Raises:
+      UserError: its run.json cannot be read.
+    """
     data = run.record["protocol"]["data"]
     settings = run.settings | {
         "data.train_images": data["train_images"],
         "data.test_images": data["test_images"],
+        "data.content": data["content_hash"][:12],
     }
     if knn := run.record["protocol"].get("knn"):
         settings["knn.temperature"] = knn["temperature"]
+    devices = {session["device"] for session in read_sessions(run.workdir)}
+    if settings["model.dtype"] == "auto" and devices:
+        types = {"float32" if device == "cpu" else "bfloat16" for device in devices}
+        settings["model.dtype"] = f"auto ({', '.join(sorted(types))})"
     return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
+
+
+def judged_by(run: FinishedRun) -> dict[str, Any]:
+    """Return the settings that a run's evaluation was made by, JSON's lists.
+
+    `knn.*`, `linear.*` and `retrieval.*`, as far as there are such parts.
+    """
+    protocols = run.record["protocol"]
+    found = {}
+    for part in PARTS:
+        for key, value in protocols.get(part, {}).items():
+            if f"{part}.{key}" in run.settings:
+                found[f"{part}.{key}"] = value
+    if linear := protocols.get("linear"):
+        pooled_map = str(linear.get("features")).startswith("last map")
+        augment = str(linear.get("trained_on")).startswith("augmented")
+        found |= {"linear.pooled_map": pooled_map, "linear.augment": augment}
+    return found
+
+
+def check_rules(runs: Sequence[FinishedRun]) -> None:
+    """Check that numbers which are to be averaged were found by the same rules.
+
+    Raises:
+      UserError: two runs were evaluated by different ones, or on different images.
+    """
+    for run in runs[1:]:
+        names = f"{runs[0].workdir} and {run.workdir}"
+        one, other = (
+            each.record["protocol"]["data"]["content_hash"] for each in (runs[0], run)
+        )
+        if one != other:
+            raise UserError(
+                f"{names} were evaluated on different images (content {one[:12]}, "
+                f"{other[:12]}); leave one out"
+            )
+    for part in PARTS:
+        judged = [(run, rule) for run in runs if (rule := _rule(run, part))]
+        for run, rule in judged[1:]:
+            if rule != judged[0][1]:
+                raise UserError(
+                    f"{judged[0][0].workdir} and {run.workdir} have different "
+                    f"protocols of {part}; evaluate both again in the same way"
+                )
+
+
+def _rule(run: FinishedRun, part: str) -> tuple | None:
+    protocol = run.record["protocol"]
+    if part not in protocol:
+        return None
+    decides = {key: value for key, value in protocol[part].items() if key != "hash"}
+    return decides, protocol["transform"]
 
 
 def accuracies(record: dict[str, Any]) -> dict[str, float]:
@@ -171,7 +236,7 @@ def _best(
             found.append((float(record[part][key]), float(record["epoch"])))
         except (ValueError, KeyError, TypeError):  # cut short, or of another kind
             continue
-    found = [pair for pair in found if pair[1] <= last_epoch]
+    found = [pair for pair in found if math.isfinite(pair[0]) and pair[1] <= last_epoch]
     return max(found, key=lambda pair: pair[0], default=None)
 
 
@@ -184,9 +249,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         protocol = record["protocol"]
-        record["step"], protocol["transform"]
+        record["step"], protocol["transform"], record.get("refused", {}).keys()
         data = ("train_images", "test_images", "content_hash")
-        [protocol["data"][key] for key in data]
+        train, test, content = (protocol["data"][key] for key in data)
+        train + test, content[:12]
         for part in record.keys() & set(PARTS):
             protocol.get(part, {}).items()
             if not all(math.isfinite(value) for value in record[part].values()):

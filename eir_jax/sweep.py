@@ -1,6 +1,7 @@
 """Run a grid of settings over seeds: `python -m eir_jax.sweep --config=FILE ...`."""
 
 import argparse
+import json
 import re
 import shlex
 import signal
@@ -18,14 +19,15 @@ from eir_jax import cli
 from eir_jax.config import OVERRIDE, flatten, load_config
 from eir_jax.errors import UserError
 from eir_jax.grid import Grid, load_grid
-from eir_jax.runs import main_number, read_finished, title
-from eir_jax.sweep_table import draw_figures, write_table
+from eir_jax.runs import check_rules, judged_by, main_number, read_finished, title
+from eir_jax.sweep_table import Finished, draw_figures, write_table
 from eir_jax.validate import validate
 from eir_jax.workdir import RECORDING_KEYS
 
 DESCRIPTION = """\
 Train and evaluate each setting of a grid with each seed, one after another, in
-DIR/NAME/seedK, and write a table of all that is finished, DIR/table.md and .json. E.g.
+DIR/NAME/seedK, and write a table of all that is finished there, of these seeds and
+others, DIR/table.md and .json. E.g.
 
   python -m eir_jax.sweep --config=configs/digits.py --grid=table1 --seeds=0,1,2 \\
       --workdir=runs/digits_table1
@@ -87,7 +89,8 @@ def main(argv: list[str]) -> int:
     args, overrides = parser.parse_known_args(argv)
     grid = load_grid(args.grid)
     tasks = _tasks(args.tasks)
-    runs = plan(args, grid, overrides)
+    seeds = _seeds(args.seeds)
+    runs = plan(args, grid, overrides, seeds)
     shard = _shard(args.shard, runs)
     if args.dry_run:
         for run in shard:
@@ -100,32 +103,33 @@ def main(argv: list[str]) -> int:
         if requests:
             print("stopped; the same command goes on")
             return 130 if requests[0] == signal.SIGINT else 0
-    finished = {
-        name: [
-            found
-            for run in runs
-            if run.name == name
-            if is_finished(run, tasks) and (found := read_finished(run.workdir))
-        ]
-        for name in grid.settings
-    }
-    print(f"table: {write_table(args.workdir, grid, finished)}")
-    for path in draw_figures(args.workdir, grid, finished):
-        print(f"figure: {path}")
     if failed:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
         print(message, file=sys.stderr)
+    seeds = sorted({*seeds, *_seeds_in(args.workdir, grid)})
+    finished: Finished = {name: [] for name in grid.settings}
+    for run in plan(args, grid, overrides, seeds):
+        if is_finished(run, tasks) and (found := read_finished(run.workdir)):
+            finished[run.name].append(found)
+    for runs_of_setting in finished.values():
+        check_rules(runs_of_setting)
+    print(f"table: {write_table(args.workdir, grid, finished)}")
+    for path in draw_figures(args.workdir, grid, finished):
+        print(f"figure: {path}")
     return 1 if failed else 0
 
 
-def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Planned]:
+def plan(
+    args: argparse.Namespace, grid: Grid, overrides: list[str], seeds: list[int]
+) -> list[Planned]:
     """Return all runs, all settings of the first seed first, their settings checked.
 
     Args:
-      args: with `config`, `seeds` and `workdir`.
+      args: with `config` and `workdir`.
       grid: the settings.
       overrides: words `--config.key=value` for every run.
+      seeds: each for every setting.
 
     Raises:
       UserError: a setting is unknown, impossible, or given twice.
@@ -139,6 +143,10 @@ def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Pla
                     f"{grid.path}: {file} asks for the setting {key}, which there is "
                     "not; see configs/base.py"
                 )
+        if not isinstance(known[figure["x"]], (int, float)):
+            raise UserError(
+                f"{grid.path}: {file} has x={figure['x']}, which is no number"
+            )
     for word in overrides:
         match = OVERRIDE.fullmatch(word)
         key = match[1] if match else ""
@@ -149,7 +157,7 @@ def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Pla
                 f"config.{key} is set by {grid.path}; change it there, or in a copy"
             )
     runs = []
-    for seed in _seeds(args.seeds):
+    for seed in seeds:
         for name, setting in grid.settings.items():
             words = [f"--config.{key}={value}" for key, value in setting.items()]
             words = [*overrides, *words, f"--config.seed={seed}"]
@@ -167,20 +175,28 @@ def plan(args: argparse.Namespace, grid: Grid, overrides: list[str]) -> list[Pla
 def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
     """Tell whether the last step is evaluated by all `tasks`, under these settings.
 
-    Settings of what is recorded may differ. What cannot be read is not finished.
+    But for the tasks that the data does not allow. Settings of what is recorded may
+    differ. What cannot be read is not finished.
     """
     try:
         found = read_finished(run.workdir)
     except UserError:
         return False
-    if found is None or not all(task in found.record for task in tasks):
+    if found is None:
+        return False
+    refused = found.record.get("refused", {})
+    if not all(t in found.record or t in refused for t in tasks):
         return False
     wanted = flatten(run.config)
-    return not any(
+    if any(
         found.settings.get(key) != wanted.get(key)
         for key in found.settings.keys() | wanted.keys()
         if not key.startswith(RECORDING_KEYS)
-    )
+    ):
+        return False
+    # Training, begun again with other rules, notes them before it is evaluated so.
+    as_json = json.loads(json.dumps(wanted))
+    return all(as_json[key] == rule for key, rule in judged_by(found).items())
 
 
 def run_all(
@@ -197,7 +213,7 @@ def run_all(
     for number, run in enumerate(runs, 1):
         name = f"{run.name}, seed {run.seed}"
         place = f"[{number}/{len(runs)}] {name}:"
-        if is_finished(run, tasks):
+        if is_finished(run, tasks or TASKS):
             print(f"{place} finished before, {_result(run)}", flush=True)
             continue
         print(f"{place} running, what it prints is in {run.log}", flush=True)
@@ -226,7 +242,7 @@ def _train_and_evaluate(
         run.log.parent.mkdir(parents=True, exist_ok=True)
         run.log.touch()
     except OSError as error:
-        raise UserError(f"{run.log} cannot be written: {error}") from None
+        return f"{run.log} cannot be written: {error}"
     evaluate = [*_module("evaluate"), f"--workdir={run.workdir}"]
     if tasks:
         evaluate.append(f"--tasks={','.join(tasks)}")
@@ -236,7 +252,7 @@ def _train_and_evaluate(
             return "stopped"
         if status:
             return f"{_last_line(run.log)} (exit status {status}, see {run.log})"
-    if not is_finished(run, tasks):
+    if not is_finished(run, tasks or TASKS):
         return f"it ended before its last step (see {run.log}); start again to go on"
     return ""
 
@@ -265,9 +281,16 @@ def _call(command: list[str], log: Path, requests: list[int]) -> int:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect the signals that stop, for the run at hand to be saved."""
+    """Collect the signals that stop, for the run at hand to be saved.
+
+    What is ignored, as SIGHUP under nohup, stays so.
+    """
     requests: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = {n: signal.signal(n, lambda n, _: requests.append(n)) for n in numbers}
     try:
         yield requests
@@ -285,7 +308,7 @@ def _command(module: str, run: Planned) -> list[str]:
 
 
 def _state(run: Planned, tasks: tuple[str, ...]) -> str:
-    if is_finished(run, tasks):
+    if is_finished(run, tasks or TASKS):
         return "finished"
     return "begun" if (run.workdir / "config.json").exists() else "new"
 
@@ -311,6 +334,13 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def _seeds_in(workdir: Path, grid: Grid) -> set[int]:
+    """Return the seeds of all runs that a sweep left there."""
+    folders = (path for name in grid.settings for path in (workdir / name).glob("*"))
+    matches = (re.fullmatch(r"seed(\d+)", path.name) for path in folders)
+    return {int(match[1]) for match in matches if match}
+
+
 def _tasks(text: str) -> tuple[str, ...]:
     tasks = tuple(task for task in text.split(",") if task)
     for task in tasks:
@@ -320,13 +350,23 @@ def _tasks(text: str) -> tuple[str, ...]:
 
 
 def _shard(text: str, runs: list[Planned]) -> list[Planned]:
-    """Return a part; the settings change parts from seed to seed, as times differ."""
+    """Return a part: as many runs as another, or one more.
+
+    The settings change parts from seed to seed, as times differ: where the parts would
+    have it that they do not, the settings of each seed begin one later.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     part, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= count:
         raise UserError(f"--shard={text} is no part like 1/3, 2/3 or 3/3")
     per_seed = len(runs) // len({run.seed for run in runs})
-    return [r for i, r in enumerate(runs) if (i + i // per_seed) % count == part - 1]
+    begin_later = per_seed % count == 0
+
+    def number(i: int) -> int:
+        seed, setting = divmod(i, per_seed)
+        return seed * per_seed + (setting - seed * begin_later) % per_seed
+
+    return [run for i, run in enumerate(runs) if number(i) % count == part - 1]
 
 
 if __name__ == "__main__":

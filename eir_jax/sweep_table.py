@@ -8,6 +8,7 @@ import numpy as np
 
 from eir_jax.coefficients import row_of
 from eir_jax.evaluate import write_json
+from eir_jax.files import replacing
 from eir_jax.grid import Grid
 from eir_jax.runs import (
     NOT_RUN,
@@ -46,16 +47,16 @@ def write_table(folder: Path, grid: Grid, finished: Finished) -> Path:
     lines = [[*head, f"best {title(main)}"] if main else head]
     for row, runs in zip(rows, finished.values(), strict=True):
         settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items())
-        numbers = [
-            percent(summarise(row["numbers"][column]["values"]))
-            if column in row["numbers"]
-            else NOT_RUN
-            for column in columns
-        ]
+        numbers = []
+        for column in columns:
+            values = row["numbers"].get(column, {"values": []})["values"]
+            few = f" (n = {len(values)})" if 0 < len(values) < len(runs) else ""
+            numbers.append(percent(summarise(values)) + few if values else NOT_RUN)
         best = [best_words(runs)] if main else []
         lines.append([row["name"], settings, str(len(runs)), *numbers, *best])
     path = folder / "table.md"
-    path.write_text("\n".join([CAPTION, "", *markdown(lines)]) + "\n")
+    with replacing(path) as part:
+        part.write_text("\n".join([CAPTION, "", *markdown(lines)]) + "\n")
     return path
 
 
@@ -78,15 +79,18 @@ def draw_figures(folder: Path, grid: Grid, finished: Finished) -> Iterator[Path]
     """Draw the grid's FIGURES into `folder`, as far as their runs are finished."""
     for file, figure in grid.figures.items():
         runs = [run for name in figure["rows"] for run in finished[name]]
-        number = main_number(runs[0].numbers) if runs else None
+        number = main_number(dict.fromkeys(n for run in runs for n in run.numbers))
         if number is None:
             continue
+        runs = [run for run in runs if number in run.numbers]
         from eir_jax.curves import draw_coefficient_curves
 
         x, lines = figure["x"], figure.get("lines")
         keys = [x, lines] if lines else [x]
         base = [
-            run.numbers[number] for run in finished.get(figure.get("baseline", ""), [])
+            run.numbers[number]
+            for run in finished.get(figure.get("baseline", ""), [])
+            if number in run.numbers
         ]
         draw_coefficient_curves(
             [row_of(run, keys, number) for run in runs],

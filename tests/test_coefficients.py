@@ -1,5 +1,8 @@
 """Curves over a setting: which runs may stand on them."""
 
+import json
+from pathlib import Path
+
 import pytest
 from test_main import ROOT
 from test_sweep import DIGITS, fake_run
@@ -39,6 +42,22 @@ def test_seeds_are_averaged_and_other_runs_refused(tmp_path):
         draw(tmp_path, [*runs, other])
     draw(tmp_path, [*runs, other], "--group=intra.ramp_steps")
     draw(tmp_path, runs, f"--baseline={other}")
+    with pytest.raises(UserError, match=r"seed0 .*seed0 have settings and seed in com"):
+        draw(tmp_path, [*runs, runs[0]])
+
+
+def test_runs_on_other_images_are_refused(tmp_path):
+    runs = [fake(tmp_path / f"{v}", 0.8, f"lambda_intra={v}") for v in (0, 3, 15)]
+    for run, content in zip(runs, "aab", strict=True):
+        file = Path(run) / "eval/step_550.json"
+        record = json.loads(file.read_text())
+        record["protocol"]["data"]["content_hash"] = content
+        file.write_text(json.dumps(record))
+    draw(tmp_path, runs[:2])
+    with pytest.raises(UserError, match=r"differ in data.content too \(a, b\); leave"):
+        draw(tmp_path, runs)
+    with pytest.raises(UserError, match=r"on different images \(content a, b\)"):
+        draw(tmp_path, runs[:2], f"--baseline={runs[2]}")
 
 
 def test_points_are_of_the_last_step_alone(tmp_path):

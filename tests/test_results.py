@@ -391,6 +391,43 @@ def test_numbers_of_fewer_seeds_say_how_many(tmp_path):
     ]
 
 
+def change_content(workdir, content):
+    (file,) = (workdir / "eval").iterdir()
+    record = json.loads(file.read_text())
+    record["protocol"]["data"]["content_hash"] = content * 64
+    file.write_text(json.dumps(record))
+
+
+def test_copies_of_the_images_are_rows_of_their_own(tmp_path, capsys):
+    """As those of TFDS and of a file are, which hold CIFAR-10 in another order."""
+    for seed in range(3):
+        fake(tmp_path / f"file/seed{seed}", f"seed={seed}")
+    for seed in range(2):
+        fake(tmp_path / f"a_tfds/seed{seed}", f"seed={seed}")
+        change_content(tmp_path / f"a_tfds/seed{seed}", "1")
+    rows = ledger(tmp_path)
+    assert rows["Table 2: CIFAR-10"]["EIR"][3] == "3"
+    (title,) = (t for t in rows if "Not in the paper" in t)
+    assert rows[title]["a_tfds"][1] == "2"
+    assert "in common" not in capsys.readouterr().err
+
+
+def test_what_auto_meant_tells_runs_apart(tmp_path):
+    for number, device in enumerate(["cpu", "NVIDIA X", "NVIDIA X"]):
+        workdir = tmp_path / f"{device}/seed{number}"
+        fake(workdir, f"seed={number}", "temperature=0.2")
+        session = SESSION | {"device": device}
+        (workdir / "run.json").write_text(json.dumps({"sessions": [session]}))
+    rows = ledger(tmp_path)
+    (title,) = (t for t in rows if "Not in the paper" in t)
+    assert rows[title]["cpu"][:2] == ["model.dtype=auto (float32)", "1"]
+    assert rows[title]["NVIDIA X"][:2] == ["", "2"]
+    # Whichever it was, the paper's row asks for 'auto'.
+    fake(tmp_path / "gpu/seed7", "seed=7")
+    (tmp_path / "gpu/seed7/run.json").write_text(json.dumps({"sessions": [SESSION]}))
+    assert ledger(tmp_path)["Table 2: CIFAR-10"]["EIR"][3] == "1"
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -399,6 +436,7 @@ def test_numbers_of_fewer_seeds_say_how_many(tmp_path):
         ("eval", {"knn": {"5": float("nan")}}, "a number of knn is not finite"),
         ("eval", {"protocol": {"data": {"train_images": 50_000}}}, "is no evaluation"),
         ("eval", {"protocol": 3}, "is no evaluation"),
+        ("config.json", {"num_epochs": None}, "num_epochs has no value"),
         ("run.json", {"sessions": [{"command": "x"}]}, "cannot be read .KeyError"),
         ("run.json", {"sessions": 3}, "cannot be read .TypeError"),
         ("config.json", {"batch_size": 0}, ""),
@@ -414,7 +452,8 @@ def test_damaged_files_are_named(tmp_path, file, change, message):
     if file == "eval":
         (path,) = path.iterdir()
     if file == "metrics.jsonl":
-        path.write_bytes(b'{"epoch": 1, "knn": {"200": "x"}}\n\xff\xfe\n')
+        lines = b'{"epoch": 1, "knn": {"200": "x"}}\n{"epoch": 2, "knn": {"200": NaN}}'
+        path.write_bytes(lines + b"\n\xff\xfe\n")
     else:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     if message:
@@ -422,4 +461,4 @@ def test_damaged_files_are_named(tmp_path, file, change, message):
             ledger(tmp_path)
         assert str(path) in str(error.value)
     else:
-        ledger(tmp_path)
+        assert "nan" not in str(ledger(tmp_path))

@@ -1,5 +1,6 @@
 """Sweeps: what is run, what is left out, and the table, mostly of faked runs."""
 
+import argparse
 import json
 import os
 import shlex
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,8 @@ def fake_run(workdir, config, knn, *, recall=None, curve=()):
         "step": step,
         "knn": {"5": knn - 0.01, "200": knn},
         "retrieval": {"R@1": recall or knn - 0.1, "MAP@R": 0.2},
+        "health": {"rank_me": 3.0},
+        "refused": {"linear": "no"},
         "protocol": {
             "data": {"train_images": 1437, "test_images": 360, "content_hash": "0"},
             "transform": "none",
@@ -127,6 +131,87 @@ def test_runs_under_other_settings_or_unfinished_are_not_in_the_table(tmp_path):
     assert rows[0]["name"] == "EIR" and rows[0]["seeds"] == []
 
 
+def change_record(workdir, **changes):
+    (file,) = (workdir / "eval").iterdir()
+    record = json.loads(file.read_text())
+    for part, rules in changes.pop("protocol", {}).items():
+        record["protocol"][part] = record["protocol"].get(part, {}) | rules
+    file.write_text(json.dumps(record | changes))
+
+
+def states(folder, grid, capsys, *more):
+    capsys.readouterr()
+    sweep.main(words(folder, grid, *more, "--dry_run"))
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("part", "rules"),
+    [
+        ("knn", {"k": [5, 20, 200], "temperature": 5.0}),
+        ("knn", {"k": [5, 20], "temperature": 0.1}),
+        ("retrieval", {"k": [1]}),
+        ("linear", {"solver": "lbfgs"}),
+        ("linear", {"features": "last map, averaged over windows of 2x2"}),
+    ],
+)
+def test_what_was_judged_by_other_rules_is_not_finished(tmp_path, capsys, part, rules):
+    """As where a sweep is stopped after training noted them and before evaluation."""
+    fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8]})
+    right = {"knn": {"k": [5, 20, 200], "temperature": 0.1}}
+    for seed in (0, 1):
+        change_record(tmp_path / f"EIR/seed{seed}", protocol=right)
+    change_record(tmp_path / "EIR/seed1", protocol={part: rules})
+    found = states(tmp_path, "choices", capsys, "--seeds=0,1")
+    assert found[0] == "finished" and found[6] == "begun"
+    sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows[0]["seeds"] == [0]
+
+
+def test_seeds_on_other_images_are_never_averaged(tmp_path):
+    fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8]})
+    change_record(tmp_path / "EIR/seed1", protocol={"data": {"content_hash": "1"}})
+    with pytest.raises(UserError, match=r"on different images \(content 0, 1\)"):
+        sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
+
+
+def test_a_part_of_the_evaluation_is_not_all(tmp_path, capsys):
+    fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8]})
+    change_record(tmp_path / "EIR/seed0", refused={})
+    (file,) = (tmp_path / "EIR/seed1/eval").iterdir()
+    record = json.loads(file.read_text())
+    del record["knn"], record["refused"], record["health"]
+    file.write_text(json.dumps(record))
+    found = states(tmp_path, "choices", capsys, "--seeds=0,1")
+    assert found[0] == found[6] == "begun"
+    found = states(tmp_path, "choices", capsys, "--seeds=0,1", "--tasks=retrieval")
+    assert found[0] == found[6] == "finished"
+    # The table holds what there is, and of how many seeds.
+    sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
+    line = (tmp_path / "table.md").read_text().splitlines()[4]
+    assert "| 2 | 89.00 (n = 1) | 90.00 (n = 1) | 75.00 ± 7.07 |" in line
+
+
+def test_a_figure_leaves_out_runs_without_its_number(tmp_path):
+    grid = load_grid("fig4")
+    fake_sweep(tmp_path, grid, {name: [0.7] for name in grid.settings})
+    for name in list(grid.settings)[:2]:
+        (file,) = (tmp_path / name / "seed0/eval").iterdir()
+        record = json.loads(file.read_text())
+        del record["knn"]
+        file.write_text(json.dumps(record))
+    assert sweep.main(words(tmp_path, "fig4", "--table")) == 0
+    assert (tmp_path / "fig4_lambda1.png").exists()
+
+
+def test_seeds_of_before_stay_in_the_table(tmp_path):
+    fake_sweep(tmp_path, load_grid("table1"), {"EIR": [0.9, 0.8, 0.7]})
+    sweep.main(words(tmp_path, "table1", "--seeds=1", "--table"))
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows[-1]["seeds"] == [0, 1, 2]
+
+
 def test_what_is_recorded_may_differ_and_what_is_damaged_is_not_finished(tmp_path):
     fake_sweep(tmp_path, load_grid("table1"), {"EIR": [0.9, 0.8, 0.7]})
     more = ("--seeds=0,1,2", "--table", "--config.log_every_steps=7")
@@ -195,6 +280,20 @@ def test_a_shard_is_not_of_one_setting(tmp_path, capsys):
     assert sorted(listed) == sorted(every)
 
 
+@pytest.mark.parametrize("grid", ["table1", "fig3", "fig4"])
+@pytest.mark.parametrize("count", range(2, 14))
+def test_shards_are_of_equal_size_and_of_many_settings(grid, count):
+    """Of three seeds no shard has all of a setting that another has none of."""
+    grid = load_grid(grid)
+    args = argparse.Namespace(config=DIGITS, workdir=Path("w"))
+    runs = sweep.plan(args, grid, [], [0, 1, 2])
+    shards = [sweep._shard(f"{part}/{count}", runs) for part in range(1, count + 1)]
+    sizes = [len(shard) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1 and sum(sizes) == len(runs)
+    for name in grid.settings:
+        assert max(sum(r.name == name for r in shard) for shard in shards) < 3
+
+
 def test_dry_run_prints_what_a_shell_takes(tmp_path, capsys):
     assert sweep.main(words(tmp_path, "horizon", "--dry_run")) == 0
     line = capsys.readouterr().out.splitlines()[0]
@@ -248,6 +347,15 @@ def test_bad_command_lines_are_refused(tmp_path, more, message):
             "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed', 'rows': ['b']}}",
             "asks for 'b'",
         ),
+        ("GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed', 'rows': 3}}", "a list"),
+        (
+            "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': ['seed'], 'rows': ['a']}}",
+            "all others are names",
+        ),
+        (
+            "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'data.name', 'rows': ['a']}}",
+            "x=data.name, which is no number",
+        ),
     ],
 )
 def test_bad_grids_are_refused(tmp_path, text, message):
@@ -291,6 +399,13 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
     assert "kNN k = 200 80.00 %" in output.out
     assert output.err.startswith("error: 2 of 3 runs failed: b, seed 0: no luck")
     assert log.read_text().startswith("training b")
+    # Where a file lies in the way of a run, that one alone fails.
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/b").touch()
+    assert sweep.main(words(tmp_path / "file", str(grid))) == 1
+    output = capsys.readouterr()
+    assert "[1/3] b, seed 0: failed: " in output.out and "be written" in output.out
+    assert "[3/3] a, seed 0: finished after 0:" in output.out
     # Again, without the two: the third is not run anew.
     grid.write_text("GRID = {'a': {}}")
     assert sweep.main(words(tmp_path / "w", str(grid))) == 0
@@ -335,6 +450,18 @@ def test_no_run_goes_on_without_its_sweep(tmp_path, number):
         time.sleep(0.05)
     if number != signal.SIGKILL:
         assert process.returncode == 0 and b"the same command goes on" in output
+
+
+def test_a_signal_that_nohup_ignores_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with sweep._stop_requests() as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert requests == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 QUICK = [
