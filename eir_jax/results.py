@@ -354,7 +354,8 @@ def _name(group: Group, folders: Sequence[Path]) -> str:
 
 
 def _relative(workdir: Path, folders: Sequence[Path]) -> Path:
-    return workdir.relative_to(next(f for f in folders if workdir.is_relative_to(f)))
+    folder = next(f for f in folders if workdir.is_relative_to(f))
+    return workdir if workdir == folder else workdir.relative_to(folder)
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ def _train_and_evaluate(
     )
     while True:
         state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
-        if state.step > run.num_steps:
+        if (taken := int(state.step)) > run.num_steps:
             raise UserError(
-                f"{workdir} is trained to step {state.step}, beyond the "
+                f"{workdir} is trained to step {taken}, beyond the "
                 f"{run.num_steps} of num_epochs={config.num_epochs}, "
                 f"num_rounds={config.num_rounds}; give those it was trained with, or "
                 "another --workdir"

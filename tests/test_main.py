@@ -368,6 +368,9 @@ def test_arrays_without_labels_train_but_are_not_evaluated(tmp_path):
     for task in ("kNN", "linear probe", "retrieval"):
         assert f"without {task}: " in result.stdout
     assert "rank_me" in result.stdout
+    (file,) = (workdir / "eval").iterdir()
+    refused = json.loads(file.read_text())["refused"]
+    assert refused.keys() == {"knn", "linear", "retrieval"}
     # Other images under the same settings are refused, at training and evaluation.
     other = save_arrays(tmp_path / "b.npz", count=141)
     words = [*ARRAYS, f"--config.data.path={other}", "--config.num_epochs=3"]

@@ -67,6 +67,7 @@ def fake(workdir, *flags, config="cifar10", knn=KNN, train=50_000, **more):
         )
     ]
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return workdir
 
 
 def ledger(folder, out=None):
@@ -209,6 +210,13 @@ def test_what_each_ran_on(tmp_path):
         "78,000 (2 left out as not finite)",
         *["not recorded"] * 4,
     ]
+
+
+def test_workdirs_that_are_given_themselves_keep_their_names(tmp_path):
+    folders = [str(fake(tmp_path / f"{t}", f"temperature={t}")) for t in (0.2, 0.3)]
+    results.main([*folders, f"--out={tmp_path / 'R.md'}"])
+    text = (tmp_path / "R.md").read_text()
+    assert all(f"| {folder} | 0 | 78,000 |" in text for folder in folders)
 
 
 def test_a_seed_counts_once(tmp_path, capsys):
