@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,7 +19,14 @@ from eir_jax import cli
 from eir_jax.config import OVERRIDE, flatten, load_config
 from eir_jax.errors import UserError
 from eir_jax.grid import Grid, load_grid
-from eir_jax.runs import check_rules, judged_by, main_number, read_finished, title
+from eir_jax.runs import (
+    FinishedRun,
+    check_rules,
+    judged_by,
+    main_number,
+    read_finished,
+    title,
+)
 from eir_jax.sweep_table import Finished, draw_figures, write_table
 from eir_jax.validate import validate
 from eir_jax.workdir import RECORDING_KEYS
@@ -110,7 +117,7 @@ def main(argv: list[str]) -> int:
     seeds = sorted({*seeds, *_seeds_in(args.workdir, grid)})
     finished: Finished = {name: [] for name in grid.settings}
     for run in plan(args, grid, overrides, seeds):
-        if is_finished(run, tasks) and (found := read_finished(run.workdir)):
+        if is_finished(run, tasks) and (found := read_planned(run)):
             finished[run.name].append(found)
     for runs_of_setting in finished.values():
         check_rules(runs_of_setting)
@@ -175,28 +182,45 @@ def plan(
 def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
     """Tell whether the last step is evaluated by all `tasks`, under these settings.
 
-    But for the tasks that the data does not allow. Settings of what is recorded may
-    differ. What cannot be read is not finished.
+    But for the tasks that the data does not allow.
+    """
+    found = read_planned(run)
+    return found is not None and all(
+        task in found.record or task in found.record.get("refused", {})
+        for task in tasks
+    )
+
+
+def read_planned(run: Planned) -> FinishedRun | None:
+    """Return a run that is finished under its settings, None of any other.
+
+    Settings of what is recorded may differ. What cannot be read is not finished. The
+    parts of the evaluation that were judged by other rules are left out: training,
+    begun again, notes the rules that are wanted now before it is evaluated by them.
     """
     try:
         found = read_finished(run.workdir)
     except UserError:
-        return False
-    if found is None:
-        return False
-    refused = found.record.get("refused", {})
-    if not all(t in found.record or t in refused for t in tasks):
-        return False
+        return None
     wanted = flatten(run.config)
-    if any(
+    if found is None or any(
         found.settings.get(key) != wanted.get(key)
         for key in found.settings.keys() | wanted.keys()
         if not key.startswith(RECORDING_KEYS)
     ):
-        return False
-    # Training, begun again with other rules, notes them before it is evaluated so.
+        return None
     as_json = json.loads(json.dumps(wanted))
-    return all(as_json[key] == rule for key, rule in judged_by(found).items())
+    wrong = {
+        key.partition(".")[0]
+        for key, rule in judged_by(found).items()
+        if rule != as_json[key]
+    }
+
+    def less(parts: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in parts.items() if k.partition(".")[0] not in wrong}
+
+    record = less(found.record) | {"protocol": less(found.record["protocol"])}
+    return found._replace(record=record, numbers=less(found.numbers))
 
 
 def run_all(

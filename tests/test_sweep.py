@@ -160,13 +160,26 @@ def test_what_was_judged_by_other_rules_is_not_finished(tmp_path, capsys, part, 
     fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8]})
     right = {"knn": {"k": [5, 20, 200], "temperature": 0.1}}
     for seed in (0, 1):
-        change_record(tmp_path / f"EIR/seed{seed}", protocol=right)
+        more = {"linear": {"top-1": 0.7}, "refused": {}, "protocol": right}
+        change_record(tmp_path / f"EIR/seed{seed}", **more)
     change_record(tmp_path / "EIR/seed1", protocol={part: rules})
-    found = states(tmp_path, "choices", capsys, "--seeds=0,1")
+    found = states(tmp_path, "choices", capsys, "--seeds=0,1", f"--tasks={part}")
     assert found[0] == "finished" and found[6] == "begun"
+    # What was not asked for does not matter, but is in no mean.
+    others = ",".join({"knn", "retrieval", "linear"} - {part})
+    found = states(tmp_path, "choices", capsys, "--seeds=0,1", f"--tasks={others}")
+    assert found[0] == found[6] == "finished"
     sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
-    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert rows[0]["seeds"] == [0]
+    row = json.loads((tmp_path / "table.json").read_text())["rows"][0]
+    assert row["seeds"] == [0, 1]
+    counts = {number: len(x["values"]) for number, x in row["numbers"].items()}
+    assert counts == {
+        number: 1 if number.startswith(part) else 2
+        for number in (
+            *("knn.5", "knn.200", "linear.top-1"),
+            *("retrieval.R@1", "retrieval.MAP@R"),
+        )
+    }
 
 
 def test_seeds_on_other_images_are_never_averaged(tmp_path):
