@@ -87,7 +87,8 @@ def check_comparable(runs: Sequence[FinishedRun], settings: Sequence[str]) -> No
         other = telling(run)
         for key in sorted((first.keys() | other.keys()) - {*settings}):
             if first.get(key) != other.get(key):
-                way = f", or give --group={key}" if key in run.settings else ""
+                known = run.settings.get(key) != runs[0].settings.get(key)
+                way = f", or give --group={key}" if known else ""
                 raise UserError(
                     f"{runs[0].workdir} and {run.workdir} differ in {key} too "
                     f"({first.get(key)}, {other.get(key)}); leave one out{way}"

@@ -12,7 +12,7 @@ from eir_jax import cli, paper
 from eir_jax.config import flatten, load_config
 from eir_jax.errors import UserError
 from eir_jax.files import replacing
-from eir_jax.run_record import Session, read_sessions
+from eir_jax.run_record import Session
 from eir_jax.runs import (
     INCIDENTAL,
     NOT_RUN,
@@ -24,6 +24,7 @@ from eir_jax.runs import (
     markdown,
     percent,
     read_rounds,
+    sessions_of,
     summarise,
     telling,
     title,
@@ -53,7 +54,7 @@ CAPTION = (
 )
 NOT_WATCHED = "not evaluated while training"
 Group = list[FinishedRun]
-"""Runs that differ in the seed alone."""
+"""Runs of the same settings on the same images, of different seeds."""
 
 
 def main(argv: list[str]) -> int:
@@ -114,7 +115,7 @@ def find_workdirs(folder: Path) -> Iterator[Path]:
 
 
 def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
-    """Gather runs that differ in the seed alone, in the order given.
+    """Gather runs that `telling` does not tell apart, in the order given.
 
     Of two with the same seed the first one counts, which is said.
 
@@ -185,7 +186,7 @@ def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
     for group in others:
         sections.setdefault(_data_words(group[0]), []).append(group)
     for heading, members in sections.items():
-        yield from (f"### Not in the paper: {heading}", "")
+        yield from (f"### Other runs: {heading}", "")
         usual = _usual([telling(group[0]) for group in members])
         if usual:
             words = ", ".join(f"{key}={value}" for key, value in usual.items())
@@ -291,14 +292,12 @@ def _run_rows(groups: list[Group], folders: Sequence[Path]) -> list[list[str]]:
     rows = [["run", "seed", "steps", "commit", "hardware", "wall time", "command"]]
     for run in (run for group in groups for run in group):
         step = run.record["step"]
-        sessions = read_sessions(run.workdir)
-        sessions = [s for s in sessions if s["from_step"] < step or s is sessions[0]]
         rows.append(
             [
                 str(_relative(run.workdir, folders)),
                 str(run.settings["seed"]),
                 f"{step:,}{_left_out(run)}",
-                *_ran_on(sessions, step),
+                *_ran_on(sessions_of(run), step),
             ]
         )
     return rows

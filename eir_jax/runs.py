@@ -10,7 +10,7 @@ import numpy as np
 
 from eir_jax.config import flatten, read_config
 from eir_jax.errors import UserError
-from eir_jax.run_record import read_sessions
+from eir_jax.run_record import Session, read_sessions
 from eir_jax.workdir import RECORDING_KEYS
 
 PARTS = ("knn", "linear", "retrieval")  # of an evaluation: accuracies, in [0, 1]
@@ -96,7 +96,7 @@ def telling(run: FinishedRun) -> dict[str, Any]:
     """Return what tells a run from others but for the seed: settings and images.
 
     `data.content` is a hash of the images in their order, and of `model.dtype=auto` it
-    is said what that was where the run trained.
+    is said what that was where the run trained, if it did and noted where.
 
     Raises:
       UserError: its run.json cannot be read.
@@ -109,11 +109,22 @@ def telling(run: FinishedRun) -> dict[str, Any]:
     }
     if knn := run.record["protocol"].get("knn"):
         settings["knn.temperature"] = knn["temperature"]
-    devices = {session["device"] for session in read_sessions(run.workdir)}
-    if settings["model.dtype"] == "auto" and devices:
+    devices = {session["device"] for session in sessions_of(run)}
+    if settings["model.dtype"] == "auto" and devices and run.record["step"]:
         types = {"float32" if device == "cpu" else "bfloat16" for device in devices}
         settings["model.dtype"] = f"auto ({', '.join(sorted(types))})"
     return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
+
+
+def sessions_of(run: FinishedRun) -> list[Session]:
+    """Return the starts of a run up to the step looked at, oldest first.
+
+    Raises:
+      UserError: its run.json cannot be read.
+    """
+    sessions = read_sessions(run.workdir)
+    step = run.record["step"]
+    return [s for s in sessions if s["from_step"] < step or s is sessions[0]]
 
 
 def judged_by(run: FinishedRun) -> dict[str, Any]:

@@ -114,13 +114,21 @@ def main(argv: list[str]) -> int:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
         print(message, file=sys.stderr)
-    seeds = sorted({*seeds, *_seeds_in(args.workdir, grid)})
+    others = sorted(_seeds_in(args.workdir, grid) - {*seeds})
     finished: Finished = {name: [] for name in grid.settings}
-    for run in plan(args, grid, overrides, seeds):
-        if is_finished(run, tasks) and (found := read_planned(run)):
-            finished[run.name].append(found)
+    for run in runs + plan(args, grid, overrides, others):
+        if not is_finished(run, tasks) or not (found := read_planned(run)):
+            continue
+        try:
+            check_rules([*finished[run.name], found])
+        except UserError as error:
+            if run.seed in seeds:
+                raise
+            print(f"warning: seed {run.seed} is left out: {error}", file=sys.stderr)
+            continue
+        finished[run.name].append(found)
     for runs_of_setting in finished.values():
-        check_rules(runs_of_setting)
+        runs_of_setting.sort(key=lambda run: run.settings["seed"])
     print(f"table: {write_table(args.workdir, grid, finished)}")
     for path in draw_figures(args.workdir, grid, finished):
         print(f"figure: {path}")
@@ -220,7 +228,10 @@ def read_planned(run: Planned) -> FinishedRun | None:
         return {k: v for k, v in parts.items() if k.partition(".")[0] not in wrong}
 
     record = less(found.record) | {"protocol": less(found.record["protocol"])}
-    return found._replace(record=record, numbers=less(found.numbers))
+    numbers = less(found.numbers)
+    is_judge = main_number(numbers) == main_number(found.numbers)
+    best = found.best if is_judge else None
+    return found._replace(record=record, numbers=numbers, best=best)
 
 
 def run_all(

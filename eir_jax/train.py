@@ -268,8 +268,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
                 score = best_by(evaluation)
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {_words(evaluation)}")
+            ends_round = step % (config.num_epochs * steps_per_epoch) == 0
             due = not within and epoch % config.checkpoint_every_epochs == 0
-            if due or last or score is not None or stopped is not None:
+            if due or ends_round or last or score is not None or stopped is not None:
                 log_pending()
                 checkpoints.save(state, run.meta, score)
                 run_record.write(step)

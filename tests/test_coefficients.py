@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from test_main import ROOT
+from test_results import SESSION
 from test_sweep import DIGITS, fake_run
 
 from eir_jax import coefficients
@@ -58,6 +59,15 @@ def test_runs_on_other_images_are_refused(tmp_path):
         draw(tmp_path, runs)
     with pytest.raises(UserError, match=r"on different images \(content a, b\)"):
         draw(tmp_path, runs[:2], f"--baseline={runs[2]}")
+
+
+def test_what_auto_meant_is_no_group_to_choose(tmp_path):
+    runs = [fake(tmp_path / f"{v}", 0.8, f"lambda_intra={v}") for v in (0, 3)]
+    for run, device in zip(runs, ("cpu", "NVIDIA X"), strict=True):
+        session = SESSION | {"device": device}
+        (Path(run) / "run.json").write_text(json.dumps({"sessions": [session]}))
+    with pytest.raises(UserError, match=r"\(auto \(float32\), auto .*leave one out$"):
+        draw(tmp_path, runs)
 
 
 def test_points_are_of_the_last_step_alone(tmp_path):

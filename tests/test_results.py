@@ -145,7 +145,7 @@ def test_runs_stand_beside_the_papers_rows(tmp_path):
         "80.00 / 89.00 / not run / not run",
         "+0.10 / +0.50 /  /",
     ]
-    assert not any("Not in the paper" in title for title in tables)
+    assert not any("Other runs" in title for title in tables)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_other_runs_stand_apart(tmp_path, flags, more):
     fake(tmp_path / "x", *flags, **more)
     tables = ledger(tmp_path)
     assert tables["Table 2: CIFAR-10"]["EIR"][1] == "not run"
-    (heading,) = (title for title in tables if "Not in the paper" in title)
+    (heading,) = (title for title in tables if "Other runs" in title)
     assert "x" in tables[heading]
 
 
@@ -173,7 +173,7 @@ def test_other_runs_are_told_apart_by_their_settings(tmp_path):
             flags = (f"seed={seed}", f"lambda_intra={value}")
             fake(tmp_path / name / f"seed{seed}", *flags, config="digits", train=1437)
     tables = ledger(tmp_path)
-    rows = tables["Not in the paper: digits, 16 px, 1,437 training and 360 test images"]
+    rows = tables["Other runs: digits, 16 px, 1,437 training and 360 test images"]
     usual = "Where a row does not say otherwise: lambda_intra=15.0.\n"
     assert usual in (tmp_path / "R.md").read_text()
     assert rows["EIR"][:2] == ["", "2"]
@@ -393,7 +393,7 @@ def test_numbers_of_fewer_seeds_say_how_many(tmp_path):
     fake(tmp_path / "a", "temperature=0.2", retrieval={"R@1": 0.8})
     fake(tmp_path / "b", "temperature=0.2", "seed=1")
     rows = ledger(tmp_path)
-    (title,) = (t for t in rows if "Not in the paper" in t)
+    (title,) = (t for t in rows if "Other runs" in t)
     assert rows[title]["a"][1:6] == [
         *("2", "86.00 ± 0.00", "87.00 ± 0.00", "88.00 ± 0.00", "80.00 (n = 1)")
     ]
@@ -415,7 +415,7 @@ def test_copies_of_the_images_are_rows_of_their_own(tmp_path, capsys):
         change_content(tmp_path / f"a_tfds/seed{seed}", "1")
     rows = ledger(tmp_path)
     assert rows["Table 2: CIFAR-10"]["EIR"][3] == "3"
-    (title,) = (t for t in rows if "Not in the paper" in t)
+    (title,) = (t for t in rows if "Other runs" in t)
     assert rows[title]["a_tfds"][1] == "2"
     assert "in common" not in capsys.readouterr().err
 
@@ -427,9 +427,20 @@ def test_what_auto_meant_tells_runs_apart(tmp_path):
         session = SESSION | {"device": device}
         (workdir / "run.json").write_text(json.dumps({"sessions": [session]}))
     rows = ledger(tmp_path)
-    (title,) = (t for t in rows if "Not in the paper" in t)
+    (title,) = (t for t in rows if "Other runs" in t)
     assert rows[title]["cpu"][:2] == ["model.dtype=auto (float32)", "1"]
     assert rows[title]["NVIDIA X"][:2] == ["", "2"]
+    # An untrained encoder knows no type, and an earlier round only its own.
+    for number, device in enumerate(["cpu", "NVIDIA X"]):
+        workdir = tmp_path / f"untrained/{number}"
+        fake(workdir, f"seed={number}", "num_epochs=0")
+        session = SESSION | {"device": device, "to_step": 0}
+        (workdir / "run.json").write_text(json.dumps({"sessions": [session]}))
+    assert ledger(tmp_path)["Table 2: CIFAR-10"]["Random"][3] == "2"
+    workdir = fake(tmp_path / "later/seed3", "seed=3", "temperature=0.2")
+    later = SESSION | {"from_step": 78_000, "device": "cpu"}
+    (workdir / "run.json").write_text(json.dumps({"sessions": [SESSION, later]}))
+    assert ledger(tmp_path)[title]["NVIDIA X"][:2] == ["", "3"]
     # Whichever it was, the paper's row asks for 'auto'.
     fake(tmp_path / "gpu/seed7", "seed=7")
     (tmp_path / "gpu/seed7/run.json").write_text(json.dumps({"sessions": [SESSION]}))

@@ -172,6 +172,7 @@ def test_what_was_judged_by_other_rules_is_not_finished(tmp_path, capsys, part, 
     sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
     row = json.loads((tmp_path / "table.json").read_text())["rows"][0]
     assert row["seeds"] == [0, 1]
+    assert row["best"][0] and bool(row["best"][1]) == (part != "knn")
     counts = {number: len(x["values"]) for number, x in row["numbers"].items()}
     assert counts == {
         number: 1 if number.startswith(part) else 2
@@ -182,11 +183,16 @@ def test_what_was_judged_by_other_rules_is_not_finished(tmp_path, capsys, part, 
     }
 
 
-def test_seeds_on_other_images_are_never_averaged(tmp_path):
-    fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8]})
+def test_seeds_on_other_images_are_never_averaged(tmp_path, capsys):
+    fake_sweep(tmp_path, load_grid("choices"), {"EIR": [0.9, 0.8, 0.7]})
     change_record(tmp_path / "EIR/seed1", protocol={"data": {"content_hash": "1"}})
     with pytest.raises(UserError, match=r"on different images \(content 0, 1\)"):
         sweep.main(words(tmp_path, "choices", "--seeds=0,1", "--table"))
+    # One that is not asked for is left out, and said.
+    assert sweep.main(words(tmp_path, "choices", "--seeds=2", "--table")) == 0
+    assert "warning: seed 1 is left out: " in capsys.readouterr().err
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows[0]["seeds"] == [0, 2]
 
 
 def test_a_part_of_the_evaluation_is_not_all(tmp_path, capsys):

@@ -58,7 +58,10 @@ def restore_run(
     tx = make_optimizer(config, steps_per_epoch=1)
 
     def abstract(meta: Meta) -> TrainState:
-        saved = complete(meta["config"]).model.to_dict()
+        try:
+            saved = complete(meta["config"]).model.to_dict()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedCheckpoint(f"its notes hold no settings ({error})") from None
         if saved != config.model.to_dict():
             raise UserError(
                 f"the checkpoints in {workdir} are of the model {saved}, its "
