@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,10 +35,17 @@ def stand_in(tmp_path):
     return path
 
 
+# As in a terminal; where the tests run in the background, Ctrl-C may be ignored.
+HEED_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def local(stand_in, *words, **variables):
     """Start local.sh without the variables that this machine may have."""
     return subprocess.Popen(
-        [LAUNCH / "local.sh", *words],
+        [sys.executable, "-c", HEED_SIGINT, LAUNCH / "local.sh", *words],
         env={"PATH": "/usr/bin:/bin", "PYTHON": str(stand_in), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -448,8 +448,9 @@ def test_no_run_goes_on_without_its_sweep(tmp_path, number):
         "time.sleep(60)\n"
     )
     program = (
-        "import sys\n"
+        "import signal, sys\n"
         "from eir_jax import sweep\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests' may be nohup's
         f"sweep._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
         "sys.exit(sweep.main(sys.argv[1:]))\n"
     )
