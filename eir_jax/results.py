@@ -18,6 +18,7 @@ from eir_jax.runs import (
     NOT_RUN,
     FinishedRun,
     best_words,
+    cell,
     check_rules,
     judged_by,
     main_number,
@@ -28,6 +29,7 @@ from eir_jax.runs import (
     summarise,
     telling,
     title,
+    values_of,
 )
 
 DESCRIPTION = """\
@@ -224,10 +226,10 @@ def replace_block(path: Path, text: str) -> None:
 def _beside_paper(table: paper.Table, row: paper.Row, group: Group) -> list[str]:
     theirs, ours, differences, counts = [], [], [], []
     for number, value in zip(table.numbers, row.values, strict=True):
-        found = _values(group, number)
+        found = values_of(group, number)
         if number.startswith("linear."):
             judged = _probe_of(row.config)
-            found = _values([r for r in group if _probe(r) == judged], number)
+            found = values_of([r for r in group if _probe(r) == judged], number)
         theirs.append(f"{value:.1f}")
         counts.append(str(len(found)))
         ours.append(percent(summarise(found)) if found else NOT_RUN)
@@ -242,10 +244,6 @@ def _beside_paper(table: paper.Table, row: paper.Row, group: Group) -> list[str]
     columns = [" / ".join(words) for words in (theirs, ours, differences)]
     n = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
     return [*columns, n, best]
-
-
-def _values(group: Group, number: str) -> list[float]:
-    return [run.numbers[number] for run in group if number in run.numbers]
 
 
 @functools.cache
@@ -274,11 +272,7 @@ def _other_rows(
     columns = [n for n in dict.fromkeys(found) if n.startswith(wanted)]
     rows = [["", "settings", "n", *map(title, columns), "best"]]
     for group in groups:
-        cells = []
-        for column in columns:
-            values = _values(group, column)
-            few = f" (n = {len(values)})" if 0 < len(values) < len(group) else ""
-            cells.append(percent(summarise(values)) + few if values else NOT_RUN)
+        cells = [cell(values_of(group, column), len(group)) for column in columns]
         own = {key: telling(group[0]).get(key) for key in usual}
         words = ", ".join(f"{k}={v}" for k, v in own.items() if v != usual[k])
         best = best_words(group)

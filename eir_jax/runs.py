@@ -212,6 +212,19 @@ def percent(summary: Summary) -> str:
     return f"{mean} ± {100 * summary.deviation:.2f}"
 
 
+def values_of(runs: Sequence[FinishedRun], number: str) -> list[float]:
+    """Return a number of the runs that have it."""
+    return [run.numbers[number] for run in runs if number in run.numbers]
+
+
+def cell(values: Sequence[float], seeds: int) -> str:
+    """Write a number for a table, and of how many of the `seeds` where not of all."""
+    if not values:
+        return NOT_RUN
+    few = f" (n = {len(values)})" if len(values) < seeds else ""
+    return percent(summarise(values)) + few
+
+
 def best_words(runs: Sequence[FinishedRun]) -> str:
     """Write the best of the epochs that training looked at, and which they were."""
     found = [run.best for run in runs if run.best]

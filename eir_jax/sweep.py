@@ -117,7 +117,8 @@ def main(argv: list[str]) -> int:
     others = sorted(_seeds_in(args.workdir, grid) - {*seeds})
     finished: Finished = {name: [] for name in grid.settings}
     for run in runs + plan(args, grid, overrides, others):
-        if not is_finished(run, tasks) or not (found := read_planned(run)):
+        found = read_planned(run)
+        if found is None or not _is_evaluated(found, tasks):
             continue
         try:
             check_rules([*finished[run.name], found])
@@ -193,10 +194,7 @@ def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
     But for the tasks that the data does not allow.
     """
     found = read_planned(run)
-    return found is not None and all(
-        task in found.record or task in found.record.get("refused", {})
-        for task in tasks
-    )
+    return found is not None and _is_evaluated(found, tasks)
 
 
 def read_planned(run: Planned) -> FinishedRun | None:
@@ -360,6 +358,11 @@ def _result(run: Planned) -> str:
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
     return lines[-1].removeprefix("error: ")[:300]
+
+
+def _is_evaluated(run: FinishedRun, tasks: tuple[str, ...]) -> bool:
+    refused = run.record.get("refused", {})
+    return all(task in run.record or task in refused for task in tasks)
 
 
 def _seeds(text: str) -> list[int]:

@@ -11,14 +11,14 @@ from eir_jax.evaluate import write_json
 from eir_jax.files import replacing
 from eir_jax.grid import Grid
 from eir_jax.runs import (
-    NOT_RUN,
     FinishedRun,
     best_words,
+    cell,
     main_number,
     markdown,
-    percent,
     summarise,
     title,
+    values_of,
 )
 
 Finished = dict[str, list[FinishedRun]]
@@ -47,11 +47,7 @@ def write_table(folder: Path, grid: Grid, finished: Finished) -> Path:
     lines = [[*head, f"best {title(main)}"] if main else head]
     for row, runs in zip(rows, finished.values(), strict=True):
         settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items())
-        numbers = []
-        for column in columns:
-            values = row["numbers"].get(column, {"values": []})["values"]
-            few = f" (n = {len(values)})" if 0 < len(values) < len(runs) else ""
-            numbers.append(percent(summarise(values)) + few if values else NOT_RUN)
+        numbers = [cell(values_of(runs, column), len(runs)) for column in columns]
         best = [best_words(runs)] if main else []
         lines.append([row["name"], settings, str(len(runs)), *numbers, *best])
     path = folder / "table.md"
@@ -64,8 +60,7 @@ def table_row(name: str, grid: Grid, runs: list[FinishedRun]) -> dict[str, Any]:
     """Return a setting's numbers over its seeds, shares in [0, 1]."""
     numbers = {}
     for number in dict.fromkeys(n for run in runs for n in run.numbers):
-        found = summarise([r.numbers[number] for r in runs if number in r.numbers])
-        numbers[number] = found._asdict()
+        numbers[number] = summarise(values_of(runs, number))._asdict()
     return {
         "name": name,
         "settings": grid.settings[name],
@@ -87,11 +82,7 @@ def draw_figures(folder: Path, grid: Grid, finished: Finished) -> Iterator[Path]
 
         x, lines = figure["x"], figure.get("lines")
         keys = [x, lines] if lines else [x]
-        base = [
-            run.numbers[number]
-            for run in finished.get(figure.get("baseline", ""), [])
-            if number in run.numbers
-        ]
+        base = values_of(finished.get(figure.get("baseline", ""), []), number)
         draw_coefficient_curves(
             [row_of(run, keys, number) for run in runs],
             folder / file,

@@ -115,6 +115,7 @@ def _train_and_evaluate(
         dataset=dataset,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
+        round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
         train_step=compile_train_step(step, abstract, mesh, views_of),
         resident=resident,
@@ -154,6 +155,7 @@ class Run:
     dataset: sources.Dataset
     mesh: Mesh
     steps_per_epoch: int
+    round_steps: int
     num_steps: int
     train_step: TrainStep
     resident: dict[str, jax.Array]
@@ -268,9 +270,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
                 score = best_by(evaluation)
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {_words(evaluation)}")
-            ends_round = step % (config.num_epochs * steps_per_epoch) == 0
+            ends_round = step % run.round_steps == 0  # as the last step does
             due = not within and epoch % config.checkpoint_every_epochs == 0
-            if due or ends_round or last or score is not None or stopped is not None:
+            if due or ends_round or score is not None or stopped is not None:
                 log_pending()
                 checkpoints.save(state, run.meta, score)
                 run_record.write(step)
