@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from eir_jax import cli
-from eir_jax.errors import UserError
-from eir_jax.validate import CHOICES
+from eir_jax.run.validate import CHOICES
+from eir_jax.system import cli
+from eir_jax.system.errors import UserError
 
 STEPS = 10
 
@@ -66,8 +66,8 @@ def trace_steps(args: argparse.Namespace, folder: str) -> None:
 
     from benchmarks.our_step import make_ours, random_images
     from configs import base
-    from eir_jax import sharding
-    from eir_jax.train_step import compile_train_step
+    from eir_jax.system import sharding
+    from eir_jax.training.step import compile_train_step
 
     config = base.get_config()
     config.data.update(image_size=args.image_size, pipeline="device")

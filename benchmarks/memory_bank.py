@@ -74,8 +74,8 @@ def measure(args, num_examples):
     import jax
     import jax.numpy as jnp
 
-    from eir_jax.memory_bank import create_memory_bank, padded_rows
     from eir_jax.models.encoder import l2_normalize
+    from eir_jax.objectives.memory_bank import create_memory_bank, padded_rows
 
     rows = padded_rows(num_examples)
     bank = jax.jit(
@@ -129,8 +129,8 @@ def compile_loss(form, num_examples, block_rows, arguments):
     """Compile value and gradient of IRaug + 15 intra."""
     import jax
 
-    from eir_jax import losses, relations
-    from eir_jax.memory_bank import relate_views
+    from eir_jax.objectives import losses, relations
+    from eir_jax.objectives.memory_bank import relate_views
 
     if block_rows is not None:
         relations.BLOCK_ROWS = block_rows
@@ -156,11 +156,11 @@ def measure_communication(devices, dim):
     import jax.numpy as jnp
 
     from configs import base
-    from eir_jax import sharding
     from eir_jax.models.encoder import make_encoder
-    from eir_jax.optimizer import make_optimizer, make_schedule
-    from eir_jax.train_state import abstract_train_state
-    from eir_jax.train_step import compile_train_step, make_train_step
+    from eir_jax.run.optimizer import make_optimizer, make_schedule
+    from eir_jax.run.state import abstract_train_state
+    from eir_jax.system import sharding
+    from eir_jax.training.step import compile_train_step, make_train_step
 
     config = base.get_config()
     config.batch_size = 32 * devices

@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import base
-from eir_jax import sharding
 from eir_jax.data.augment_device import make_batch_views, put_images
 from eir_jax.data.pipeline import make_train_batches
-from eir_jax.errors import UserError
-from eir_jax.memory_bank import update_memory_bank
 from eir_jax.models.encoder import Encoder, make_encoder
 from eir_jax.models.resnet import BLOCKS
-from eir_jax.optimizer import make_optimizer, make_schedule
-from eir_jax.train_state import TrainState, create_train_state
-from eir_jax.train_step import TrainStep, loss_terms, make_train_step
+from eir_jax.objectives.memory_bank import update_memory_bank
+from eir_jax.run.optimizer import make_optimizer, make_schedule
+from eir_jax.run.state import TrainState, create_train_state
+from eir_jax.system import sharding
+from eir_jax.system.errors import UserError
+from eir_jax.training.step import TrainStep, loss_terms, make_train_step
 
 STEPS_PER_EPOCH = 1000  # of the schedule; the steps timed are of its first part
 

@@ -140,8 +140,8 @@ def device(config, images) -> Generator[Any]:
     """Our pipeline inside a jitted function; each batch is waited for."""
     import jax
 
-    from eir_jax import sharding
     from eir_jax.data.augment_device import make_batch_views, put_images
+    from eir_jax.system import sharding
 
     config = config.copy_and_resolve_references()
     config.data.pipeline = "device"

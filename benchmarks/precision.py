@@ -11,8 +11,8 @@ the length of the difference, as a share of its length, and the cosine with floa
 import argparse
 import json
 
-from eir_jax import cli
-from eir_jax.validate import CHOICES
+from eir_jax.run.validate import CHOICES
+from eir_jax.system import cli
 
 PRECISIONS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))
 

@@ -16,11 +16,11 @@ from torch import nn
 from benchmarks import pytorch_step
 from benchmarks.our_step import OurStep, gradient_of
 from configs import base
-from eir_jax.config import flatten
 from eir_jax.data.order import draw_uniforms
 from eir_jax.data.views import NUM_UNIFORMS
-from eir_jax.errors import UserError
-from eir_jax.train_state import TrainState
+from eir_jax.run.state import TrainState
+from eir_jax.system.config import flatten
+from eir_jax.system.errors import UserError
 
 FLAX_NAMES = {"kernel": "weight", "scale": "weight"}
 FLAX_NAMES |= {"mean": "running_mean", "var": "running_var"}

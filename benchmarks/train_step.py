@@ -37,8 +37,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from eir_jax import cli
-from eir_jax.errors import UserError
+from eir_jax.system import cli
+from eir_jax.system.errors import UserError
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DEFAULTS = {"cpu": ("resnet10", 16, "float32"), "gpu": ("resnet18", 64, "bfloat16")}
@@ -181,8 +181,8 @@ def make_config(args: argparse.Namespace, overrides: list[str], batch_size: int)
       UserError: a setting that does not exist or does not fit the others.
     """
     from configs import base
-    from eir_jax.config import override
-    from eir_jax.validate import validate
+    from eir_jax.run.validate import validate
+    from eir_jax.system.config import override
 
     config = base.get_config()
     config.data.update(
@@ -261,8 +261,8 @@ def make_our_side(ours, device, first) -> tuple[Side, Callable[[], Any]]:
     """Return take(steps), whose first step is of the batch `first`, and peak MB."""
     import jax
 
-    from eir_jax import sharding
-    from eir_jax.train_step import compile_train_step
+    from eir_jax.system import sharding
+    from eir_jax.training.step import compile_train_step
 
     jitted: Any = compile_train_step(ours.step, ours.state, ours.mesh, ours.views_of)
     batches = sharding.put_batches(chain([first], ours.batches), ours.mesh)

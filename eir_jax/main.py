@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from eir_jax import cli, compilation_cache, processes
+from eir_jax.system import cli, compilation_cache, processes
 
 DESCRIPTION = f"""\
 Learn an embedding of images without labels (EIR). Started again on the same workdir,
@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
     args, overrides = parser.parse_known_args(argv)
     processes.start(args, stops_after_a_step=True)
     compilation_cache.keep_compiled()
-    from eir_jax.config import load_config  # imports after --help has had its say
+    from eir_jax.system.config import load_config
 
     config = load_config(args.config, overrides)
-    from eir_jax.startup import Startup
-    from eir_jax.train import train_and_evaluate
+    from eir_jax.system.startup import Startup
+    from eir_jax.training.loop import train_and_evaluate
 
     return train_and_evaluate(config, args.workdir, Startup(began))
 

@@ -1,35 +1,28 @@
 """Run a grid of settings over seeds: `python -m eir_jax.sweep --config=FILE ...`."""
 
-import argparse
-import json
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from eir_jax import cli
-from eir_jax.config import OVERRIDE, flatten, load_config
-from eir_jax.errors import UserError
-from eir_jax.grid import Grid, load_grid
-from eir_jax.runs import (
-    FinishedRun,
+from eir_jax.experiments.grid import load_grid
+from eir_jax.experiments.launch import command_of, run_all, stop_requests
+from eir_jax.experiments.runs import (
     check_rules,
-    judged_by,
-    main_number,
-    read_finished,
-    title,
 )
-from eir_jax.sweep_table import Finished, draw_figures, write_table
-from eir_jax.validate import validate
-from eir_jax.workdir import RECORDING_KEYS
+from eir_jax.experiments.sweep import (
+    TASKS,
+    Planned,
+    is_evaluated,
+    plan,
+    progress_of,
+    read_planned,
+    seeds_in,
+)
+from eir_jax.experiments.sweep_table import Finished, draw_figures, write_table
+from eir_jax.system import cli
+from eir_jax.system.errors import UserError
 
 DESCRIPTION = """\
 Train and evaluate each setting of a grid with each seed, one after another, in
@@ -43,30 +36,6 @@ Started again, it leaves out what is finished and goes on with what was stopped.
 several machines that share DIR give each its part: --shard=1/3, 2/3, 3/3. Any setting
 that the grid does not set can be given for all runs as --config.KEY=VALUE.
 """
-TASKS = ("knn", "linear", "retrieval", "health")
-# On Linux: become the command, which gets SIGTERM (15) where the sweep is killed. (A
-# preexec_fn would do that too, but not where threads have been started.)
-PR_SET_PDEATHSIG = 1
-END_WITH_PARENT = (
-    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, 15); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
-class Planned(NamedTuple):
-    """A run of the sweep."""
-
-    name: str
-    seed: int
-    workdir: Path
-    flags: list[str]
-    """Of `eir_jax.main`, without --workdir."""
-    config: ConfigDict
-
-    @property
-    def log(self) -> Path:
-        """The file of all that the run prints."""
-        return self.workdir.with_suffix(".log")
 
 
 def main(argv: list[str]) -> int:
@@ -101,11 +70,11 @@ def main(argv: list[str]) -> int:
     shard = _shard(args.shard, runs)
     if args.dry_run:
         for run in shard:
-            print(f"{_state(run, tasks):9} {shlex.join(_command('main', run))}")
+            print(f"{progress_of(run, tasks):9} {shlex.join(command_of('main', run))}")
         return 0
     failed: dict[str, str] = {}
     if not args.table:
-        with _stop_requests() as requests:
+        with stop_requests() as requests:
             failed = run_all(shard, tasks, requests)
         if requests:
             print("stopped; the same command goes on")
@@ -114,11 +83,11 @@ def main(argv: list[str]) -> int:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
         print(message, file=sys.stderr)
-    others = sorted(_seeds_in(args.workdir, grid) - {*seeds})
+    others = sorted(seeds_in(args.workdir, grid) - {*seeds})
     finished: Finished = {name: [] for name in grid.settings}
     for run in runs + plan(args, grid, overrides, others):
         found = read_planned(run)
-        if found is None or not _is_evaluated(found, tasks):
+        if found is None or not is_evaluated(found, tasks):
             continue
         try:
             check_rules([*finished[run.name], found])
@@ -136,247 +105,11 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def plan(
-    args: argparse.Namespace, grid: Grid, overrides: list[str], seeds: list[int]
-) -> list[Planned]:
-    """Return all runs, all settings of the first seed first, their settings checked.
-
-    Args:
-      args: with `config` and `workdir`.
-      grid: the settings.
-      overrides: words `--config.key=value` for every run.
-      seeds: each for every setting.
-
-    Raises:
-      UserError: a setting is unknown, impossible, or given twice.
-    """
-    # What is wrong of these is not the grid's.
-    known = flatten(load_config(args.config, overrides))
-    for file, figure in grid.figures.items():
-        for key in (figure["x"], figure.get("lines", "seed")):
-            if key not in known:
-                raise UserError(
-                    f"{grid.path}: {file} asks for the setting {key}, which there is "
-                    "not; see configs/base.py"
-                )
-        if not isinstance(known[figure["x"]], (int, float)):
-            raise UserError(
-                f"{grid.path}: {file} has x={figure['x']}, which is no number"
-            )
-    for word in overrides:
-        match = OVERRIDE.fullmatch(word)
-        key = match[1] if match else ""
-        if key == "seed":
-            raise UserError("config.seed is the sweep's; give --seeds")
-        if any(key in setting for setting in grid.settings.values()):
-            raise UserError(
-                f"config.{key} is set by {grid.path}; change it there, or in a copy"
-            )
-    runs = []
-    for seed in seeds:
-        for name, setting in grid.settings.items():
-            words = [f"--config.{key}={value}" for key, value in setting.items()]
-            words = [*overrides, *words, f"--config.seed={seed}"]
-            try:
-                config = load_config(args.config, words)
-                validate(config)
-            except UserError as error:
-                raise UserError(f"'{name}' of {grid.path}: {error}") from None
-            flags = [f"--config={args.config}", *words]
-            workdir = args.workdir / name / f"seed{seed}"
-            runs.append(Planned(name, seed, workdir, flags, config))
-    return runs
-
-
-def is_finished(run: Planned, tasks: tuple[str, ...]) -> bool:
-    """Tell whether the last step is evaluated by all `tasks`, under these settings.
-
-    But for the tasks that the data does not allow.
-    """
-    found = read_planned(run)
-    return found is not None and _is_evaluated(found, tasks)
-
-
-def read_planned(run: Planned) -> FinishedRun | None:
-    """Return a run that is finished under its settings, None of any other.
-
-    Settings of what is recorded may differ. What cannot be read is not finished. The
-    parts of the evaluation that were judged by other rules are left out: training,
-    begun again, notes the rules that are wanted now before it is evaluated by them.
-    """
-    try:
-        found = read_finished(run.workdir)
-    except UserError:
-        return None
-    wanted = flatten(run.config)
-    if found is None or any(
-        found.settings.get(key) != wanted.get(key)
-        for key in found.settings.keys() | wanted.keys()
-        if not key.startswith(RECORDING_KEYS)
-    ):
-        return None
-    as_json = json.loads(json.dumps(wanted))
-    wrong = {
-        key.partition(".")[0]
-        for key, rule in judged_by(found).items()
-        if rule != as_json[key]
-    }
-
-    def less(parts: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in parts.items() if k.partition(".")[0] not in wrong}
-
-    record = less(found.record) | {"protocol": less(found.record["protocol"])}
-    numbers = less(found.numbers)
-    is_judge = main_number(numbers) == main_number(found.numbers)
-    best = found.best if is_judge else None
-    return found._replace(record=record, numbers=numbers, best=best)
-
-
-def run_all(
-    runs: list[Planned], tasks: tuple[str, ...], requests: list[int]
-) -> dict[str, str]:
-    """Train and evaluate what is not finished; return {run: why it failed}.
-
-    Args:
-      runs: in their order.
-      tasks: of the evaluation; none: all that the data allows.
-      requests: signals; with the first one the run at hand is saved, and no more begun.
-    """
-    failed = {}
-    for number, run in enumerate(runs, 1):
-        name = f"{run.name}, seed {run.seed}"
-        place = f"[{number}/{len(runs)}] {name}:"
-        if is_finished(run, tasks or TASKS):
-            print(f"{place} finished before, {_result(run)}", flush=True)
-            continue
-        print(f"{place} running, what it prints is in {run.log}", flush=True)
-        began = time.monotonic()
-        reason = _train_and_evaluate(run, tasks, requests)
-        if requests:
-            break
-        if reason:
-            failed[name] = reason
-            print(f"{place} failed: {reason}", flush=True)
-        else:
-            minutes, seconds = divmod(round(time.monotonic() - began), 60)
-            took = f"{minutes}:{seconds:02} min"
-            print(f"{place} finished after {took}, {_result(run)}", flush=True)
-    return failed
-
-
-def _train_and_evaluate(
-    run: Planned, tasks: tuple[str, ...], requests: list[int]
-) -> str:
-    """Return why it failed, '' where it did not.
-
-    In processes of their own: a crash takes nothing with it, and memory is given back.
-    """
-    try:
-        run.log.parent.mkdir(parents=True, exist_ok=True)
-        run.log.touch()
-    except OSError as error:
-        return f"{run.log} cannot be written: {error}"
-    evaluate = [*_module("evaluate"), f"--workdir={run.workdir}"]
-    if tasks:
-        evaluate.append(f"--tasks={','.join(tasks)}")
-    for command in (_command("main", run), evaluate):
-        status = _call(command, run.log, requests)
-        if requests:
-            return "stopped"
-        if status:
-            return f"{_last_line(run.log)} (exit status {status}, see {run.log})"
-    if not is_finished(run, tasks or TASKS):
-        return f"it ended before its last step (see {run.log}); start again to go on"
-    return ""
-
-
-def _call(command: list[str], log: Path, requests: list[int]) -> int:
-    """Run a command, all it prints going to `log`; return its status.
-
-    It has a session of its own, so that Ctrl-C reaches it by `requests` alone: as
-    SIGTERM, on which training saves and ends. On Linux it gets that too where the sweep
-    is killed, so that no run goes on without it.
-    """
-    if sys.platform == "linux":
-        command = [sys.executable, "-c", END_WITH_PARENT, *command]
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        told = 0
-        while process.poll() is None:
-            if told < len(requests):
-                process.terminate()
-                told += 1
-            time.sleep(0.1)
-    return process.returncode
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect the signals that stop, for the run at hand to be saved.
-
-    What is ignored, as SIGHUP under nohup, stays so.
-    """
-    requests: list[int] = []
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
-    before = {n: signal.signal(n, lambda n, _: requests.append(n)) for n in numbers}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _module(name: str) -> list[str]:
-    return [sys.executable, "-m", f"eir_jax.{name}"]
-
-
-def _command(module: str, run: Planned) -> list[str]:
-    return [*_module(module), *run.flags, f"--workdir={run.workdir}"]
-
-
-def _state(run: Planned, tasks: tuple[str, ...]) -> str:
-    if is_finished(run, tasks or TASKS):
-        return "finished"
-    return "begun" if (run.workdir / "config.json").exists() else "new"
-
-
-def _result(run: Planned) -> str:
-    found = read_finished(run.workdir)
-    assert found is not None
-    number = main_number(found.numbers)
-    if number is None:
-        return "evaluated"
-    return f"{title(number)} {100 * found.numbers[number]:.2f} %"
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return lines[-1].removeprefix("error: ")[:300]
-
-
-def _is_evaluated(run: FinishedRun, tasks: tuple[str, ...]) -> bool:
-    refused = run.record.get("refused", {})
-    return all(task in run.record or task in refused for task in tasks)
-
-
 def _seeds(text: str) -> list[int]:
     seeds = [int(word) for word in text.split(",") if word.isdecimal()]
     if len(set(seeds)) != len(text.split(",")):
         raise UserError(f"--seeds={text} is no list of different numbers like 0,1,2")
     return seeds
-
-
-def _seeds_in(workdir: Path, grid: Grid) -> set[int]:
-    """Return the seeds of all runs that a sweep left there."""
-    folders = (path for name in grid.settings for path in (workdir / name).glob("*"))
-    matches = (re.fullmatch(r"seed(\d+)", path.name) for path in folders)
-    return {int(match[1]) for match in matches if match}
 
 
 def _tasks(text: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="module")
 def one_device():
     """Train and evaluate on one of the eight: quicker on two cores."""
-    from eir_jax import sharding
+    from eir_jax.system import sharding
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:

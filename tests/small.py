@@ -4,11 +4,11 @@ import jax
 import numpy as np
 
 from configs import base
-from eir_jax import sharding
 from eir_jax.models.encoder import make_encoder
-from eir_jax.optimizer import make_optimizer, make_schedule
-from eir_jax.train_state import abstract_train_state, create_train_state
-from eir_jax.train_step import compile_train_step, make_train_step
+from eir_jax.run.optimizer import make_optimizer, make_schedule
+from eir_jax.run.state import abstract_train_state, create_train_state
+from eir_jax.system import sharding
+from eir_jax.training.step import compile_train_step, make_train_step
 
 NUM_EXAMPLES = 70
 STEPS_PER_EPOCH = 2

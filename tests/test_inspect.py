@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 from small import small_config
 
+from eir_jax.data.dataset import Dataset, Split
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.inspect import describe, draw_views
-from eir_jax.data.sources import Dataset, Split
-from eir_jax.errors import UserError
+from eir_jax.inspect import describe, draw_views
+from eir_jax.system.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*words):
     return subprocess.run(
-        [sys.executable, "-m", "eir_jax.data.inspect", *map(str, words)],
+        [sys.executable, "-m", "eir_jax.inspect", *map(str, words)],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,

@@ -1,1 +1,1 @@
-"""Images: sources, augmentation, pipelines."""
+"""Where images come from, and how a batch of views is made of them."""

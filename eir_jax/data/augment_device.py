@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax import sharding
 from eir_jax.data.augment import crop_planes, recolour
 from eir_jax.data.encoded import EncodedImages
+from eir_jax.data.interpolation import mix
 from eir_jax.data.order import VIEWS
 from eir_jax.data.views import (
     NUM_UNIFORMS,
@@ -20,7 +20,7 @@ from eir_jax.data.views import (
     num_views,
     view_parameters,
 )
-from eir_jax.interpolation import mix
+from eir_jax.system import sharding
 
 Batch = dict[str, Array]
 

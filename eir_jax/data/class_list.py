@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.sources import Split
-from eir_jax.errors import UserError
+from eir_jax.data.dataset import Split, take
+from eir_jax.system.errors import UserError
 
 PACKAGED = {"imagenet100": Path(__file__).parent / "imagenet100_classes.txt"}
 COMMENT = re.compile(r"(?:^|\s)#")
@@ -124,15 +123,6 @@ def in_range(
 def range_words(classes: tuple[int, int]) -> str:
     """Return a range of classes in words."""
     return f"{classes[0]} to {classes[1] - 1}"
-
-
-def take(split: Split, index: np.ndarray) -> Split:
-    """Return the rows of a split that an array or a mask chooses."""
-    images = split.images
-    images = (
-        images.select(index) if isinstance(images, EncodedImages) else images[index]
-    )
-    return Split(images, None if split.labels is None else split.labels[index])
 
 
 def _known(labels: np.ndarray | None, where: str) -> np.ndarray:

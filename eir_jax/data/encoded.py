@@ -14,13 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from eir_jax.data.pictures import (
-    BrokenPicture,
-    read_header,
-    read_picture,
-    read_whole,
-)
-from eir_jax.errors import UserError
+from eir_jax.data.pictures import BrokenPicture, read_header, read_picture, read_whole
+from eir_jax.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

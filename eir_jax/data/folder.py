@@ -3,7 +3,6 @@
 Needs neither TensorFlow nor JAX.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from eir_jax.data.class_list import in_range, listed_labels, read_class_list
+from eir_jax.data.dataset import Dataset, PictureFile, Split
 from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.pictures import (
     SUFFIXES,
@@ -26,13 +26,10 @@ from eir_jax.data.pictures import (
     read_header,
     read_picture,
 )
-from eir_jax.data.sources import Dataset, PictureFile, Split
-from eir_jax.errors import UserError
-from eir_jax.files import replacing
+from eir_jax.system.errors import UserError, one_line
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
-RECORD = "pictures.jsonl"
 
 
 class Found(NamedTuple):
@@ -254,7 +251,7 @@ def _read(
     if not len(whole):
         raise UserError(
             f"none of the {len(paths):,} {split} files of {root} holds a picture: "
-            f"{_one_line(f'{paths[0]}: {broken[0]}')}"
+            f"{one_line(f'{paths[0]}: {broken[0]}')}"
         )
     if config.keep == "pixels":
         for place, row in enumerate(whole):  # moved up in place: no second copy
@@ -288,7 +285,7 @@ def _file_size(path: Path) -> int:
 
 def _for_each(count: int, work: Callable[[int], None], title: str) -> dict[int, str]:
     """Call work(row) in threads; return why it failed, by row."""
-    from eir_jax.metrics import ProgressLine
+    from eir_jax.system.progress import ProgressLine
 
     broken: dict[int, str] = {}
 
@@ -321,7 +318,7 @@ def _broken_words(
         return
     one = len(named) == 1
     files = "1 file holds" if one else f"{len(named):,} files hold"
-    lines = [_one_line(line) for line in named[:MOST_NAMED]]
+    lines = [one_line(line) for line in named[:MOST_NAMED]]
     if len(named) > MOST_NAMED:
         lines.append(f"{len(named) - MOST_NAMED:,} more")
     if broken == "error":
@@ -332,69 +329,3 @@ def _broken_words(
     is_out = "is left out" if one else "are left out"
     yield f"{files} no picture and {is_out} ({records[0].split}):"
     yield from (f"  {line}" for line in lines)
-
-
-def record(dataset: Dataset, workdir: Path, resumes: bool) -> None:
-    """Keep the list of a folder's files in the workdir, one line a file.
-
-    Args:
-      dataset: as loaded; of other sources there is nothing to keep.
-      workdir: of the run.
-      resumes: whether there is a checkpoint to go on from.
-
-    Raises:
-      UserError: the run would go on with other files than it began with.
-    """
-    if not dataset.files:
-        return
-    path = workdir / RECORD
-    if resumes and path.exists():
-        changes = _changes(_read_record(path), dataset.files)
-        if changes:
-            raise UserError(
-                f"the pictures of {dataset.name} are not those that {workdir} began "
-                f"with: {changes}; put them back, or give another --workdir"
-            )
-        return
-    with replacing(path) as part:
-        part.write_text("".join(json.dumps(file) + "\n" for file in dataset.files))
-
-
-def _read_record(path: Path) -> list[PictureFile]:
-    try:
-        return [
-            PictureFile(*json.loads(line)) for line in path.read_text().splitlines()
-        ]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a list of pictures ({error}); remove it to go "
-            "on without a check of the files' names"
-        ) from None
-
-
-def _changes(before: Sequence[PictureFile], now: Sequence[PictureFile]) -> str:
-    """Return in words what is new, gone or changed; empty where all is as before."""
-    old = {(file.split, file.path): file for file in before}
-    new = {(file.split, file.path): file for file in now}
-    both = old.keys() & new.keys()
-    kinds = {
-        "new": new.keys() - old.keys(),
-        "gone": old.keys() - new.keys(),
-        "of another size": {key for key in both if old[key].size != new[key].size},
-    }
-    kinds["broken or mended"] = {
-        key
-        for key in both - kinds["of another size"]
-        if bool(old[key].broken) != bool(new[key].broken)
-    }
-    parts = [
-        f"{len(keys):,} {'file is' if len(keys) == 1 else 'files are'} {kind}, such as "
-        + _one_line(min(path for _, path in keys))
-        for kind, keys in kinds.items()
-        if keys
-    ]
-    return "; ".join(parts)
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

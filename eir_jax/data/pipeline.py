@@ -18,6 +18,7 @@ from PIL import Image
 
 from eir_jax.data.augment import crop_planes, recolour
 from eir_jax.data.encoded import EncodedImages
+from eir_jax.data.interpolation import mix
 from eir_jax.data.order import (
     draw_interpolation,
     draw_uniforms,
@@ -33,8 +34,7 @@ from eir_jax.data.views import (
     num_views,
     view_parameters,
 )
-from eir_jax.errors import UserError
-from eir_jax.interpolation import mix
+from eir_jax.system.errors import UserError
 
 Images = np.ndarray | EncodedImages
 Batch = dict[str, np.ndarray]

@@ -4,80 +4,15 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 """
 
 import dataclasses
-import hashlib
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from eir_jax.data.encoded import EncodedImages
-from eir_jax.errors import UserError, first_line
+from eir_jax.data.dataset import Dataset, Split
+from eir_jax.system.errors import UserError, first_line
 
 NUM_DIGITS_TRAIN = 1437
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Images, and their classes where these are known."""
-
-    images: np.ndarray | EncodedImages
-    """uint8 [n, side, side, 3]."""
-    labels: np.ndarray | None
-    """int32 [n], from 0 on; -1: unlabelled."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelledSplit(Split):
-    """The images of a split whose classes are known."""
-
-    labels: np.ndarray
-    rows: np.ndarray
-    """int64 [n]: which of the split they are."""
-
-
-class PictureFile(NamedTuple):
-    """A file of a folder, for the record."""
-
-    split: str
-    path: str
-    """Relative to the data set's folder."""
-    size: int
-    """Bytes."""
-    broken: str
-    """Why it holds no picture; empty where it does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What a run trains on and is judged by."""
-
-    source: str
-    name: str
-    train: Split
-    test: Split | None
-    class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
-    """Lines for the user: what was left out, or is not as expected."""
-    files: tuple[PictureFile, ...] = ()
-    """What a folder held, the broken ones too; empty for other sources."""
-
-    @cached_property
-    def train_hash(self) -> str:
-        """SHA-256 of the training images: all that training depends on."""
-        return _sha256(self.train.images)
-
-    @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 of the images and labels of both splits."""
-        test = self.test or Split(np.empty(0, np.uint8), None)
-        return _sha256(self.train.images, self.train.labels, test.images, test.labels)
-
-    @property
-    def description(self) -> dict[str, str]:
-        """Source and name, for the record."""
-        return {"source": self.source, "name": self.name}
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -101,56 +36,6 @@ def check_expected(dataset: Dataset, expected: tuple[int, int]) -> Dataset:
                 "(data.expected)"
             )
     return dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
-
-
-def existing(dataset: Dataset, split: str) -> Split:
-    """Return the 'train' or 'test' split.
-
-    Raises:
-      UserError: there is no such split.
-    """
-    found: Split | None = getattr(dataset, split)
-    if found is None:
-        way_out = f"add '{split}_images' and '{split}_labels' to the data"
-        if dataset.source == "folder":
-            way_out = f"put them into {split}/CLASS/ beside the folder of the others"
-        raise UserError(
-            f"{dataset.name} has no {split} images, which evaluation needs; {way_out}"
-        )
-    return found
-
-
-def labelled(dataset: Dataset, split: str) -> LabelledSplit:
-    """Return what is labelled of the 'train' or 'test' split.
-
-    Raises:
-      UserError: there is no such split, or it has no labels.
-    """
-    from eir_jax.data.class_list import take
-
-    found, rows = existing(dataset, split), labelled_rows(dataset, split)
-    if len(rows) < len(found.images):
-        found = take(found, rows)
-    assert found.labels is not None
-    return LabelledSplit(found.images, found.labels, rows)
-
-
-def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
-    """Return which images of the 'train' or 'test' split are labelled: int64 [n].
-
-    Raises:
-      UserError: there is no such split, or it has no labels.
-    """
-    labels = existing(dataset, split).labels
-    if labels is None or not (labels >= 0).any():
-        way_out = f"add '{split}_labels' to the data"
-        if dataset.source == "folder":
-            way_out = "put them into one folder a class"
-        raise UserError(
-            f"the {split} images of {dataset.name} have no labels, which evaluation "
-            f"needs; {way_out}"
-        )
-    return np.flatnonzero(labels >= 0)
 
 
 def _digits(config: ConfigDict) -> Dataset:
@@ -279,20 +164,6 @@ def _tfds(config: ConfigDict) -> Dataset:
     from eir_jax.data.tfds import load_tfds
 
     return load_tfds(config)
-
-
-def _sha256(*arrays: np.ndarray | EncodedImages | None) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        if array is None:
-            digest.update(b"none")
-            continue
-        if isinstance(array, EncodedImages):
-            digest.update(array.content_hash.encode())
-            continue
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 SOURCES = {"digits": _digits, "arrays": _arrays, "folder": _folder, "tfds": _tfds}

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax.data.sources import Dataset, Split
-from eir_jax.errors import UserError, first_line
+from eir_jax.data.dataset import Dataset, Split
+from eir_jax.system.errors import UserError, first_line
 
 ANSWER_SECONDS = 10  # of a server; TFDS itself would wait for minutes
 CHUNK = 1024  # images decoded at a time
@@ -246,7 +246,7 @@ def _read_encoded(tfds, builder, split: str, place, config: ConfigDict) -> Any:
 
 
 def _decoded(encoded) -> UInt8[np.ndarray, "n side side 3"]:
-    from eir_jax.metrics import ProgressLine
+    from eir_jax.system.progress import ProgressLine
 
     images = np.empty(encoded.shape, np.uint8)
     with closing(ProgressLine("decoding", len(images))) as bar:
@@ -282,7 +282,7 @@ def _examples(tfds, builder, split: str, encoded: bool = False) -> Any:
 
 def _kept(examples: Any, place, title: str) -> Iterator[tuple[Any, int]]:
     """Yield image and label of the examples whose class is kept."""
-    from eir_jax.metrics import ProgressLine
+    from eir_jax.system.progress import ProgressLine
 
     with closing(ProgressLine(title, len(examples))) as bar:
         for number, example in enumerate(examples, 1):

@@ -1,1 +1,1 @@
-"""Evaluation of embeddings: nearest neighbours, kNN, retrieval."""
+"""How an embedding is judged: neighbours, linear probe, retrieval, health."""

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax import sharding
-from eir_jax.errors import enough_memory
 from eir_jax.models.encoder import Encoder, EncoderOutput
-from eir_jax.train_state import TrainState
+from eir_jax.run.state import TrainState
+from eir_jax.system import sharding
+from eir_jax.system.errors import enough_memory
 
 Embed = Callable[..., EncoderOutput]
 

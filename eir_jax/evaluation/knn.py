@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64, Int
 
-from eir_jax.errors import UserError
 from eir_jax.evaluation.nearest import check_rows, nearest
+from eir_jax.system.errors import UserError
 
 
 def knn_accuracy(

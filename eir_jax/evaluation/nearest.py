@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from eir_jax import sharding
-from eir_jax.errors import UserError
+from eir_jax.system import sharding
+from eir_jax.system.errors import UserError
 
 
 def nearest(

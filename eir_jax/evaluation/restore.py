@@ -8,16 +8,17 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eir_jax import sharding
-from eir_jax.checkpoint import Checkpoints, DamagedCheckpoint, Meta
-from eir_jax.config import complete, override, read_config
-from eir_jax.data.sources import Dataset, load
-from eir_jax.errors import UserError
+from eir_jax.data.dataset import Dataset
+from eir_jax.data.sources import load
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.models.encoder import make_encoder
-from eir_jax.optimizer import make_optimizer
-from eir_jax.train_state import TrainState, abstract_train_state
-from eir_jax.validate import check_complete, validate
+from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint, Meta
+from eir_jax.run.optimizer import make_optimizer
+from eir_jax.run.state import TrainState, abstract_train_state
+from eir_jax.run.validate import check_complete, validate
+from eir_jax.system import sharding
+from eir_jax.system.config import complete, override, read_config
+from eir_jax.system.errors import UserError
 
 
 class Run(NamedTuple):

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from eir_jax.errors import UserError
 from eir_jax.evaluation.knn import check_labels, check_neighbours, unit_rows
 from eir_jax.evaluation.nearest import nearest
+from eir_jax.system.errors import UserError
 
 
 def recall_at_k(

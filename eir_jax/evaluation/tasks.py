@@ -12,12 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from eir_jax import sharding
-from eir_jax.data.class_list import take
+from eir_jax.data.dataset import Dataset, Split, existing, labelled, labelled_rows, take
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.sources import Dataset, Split, existing, labelled, labelled_rows
-from eir_jax.errors import UserError
 from eir_jax.evaluation import health
+from eir_jax.evaluation.classifiers import ProbeSettings
 from eir_jax.evaluation.embed import describe_view
 from eir_jax.evaluation.knn import (
     check_labels,
@@ -25,12 +23,14 @@ from eir_jax.evaluation.knn import (
     unit_rows,
     vote_accuracy,
 )
-from eir_jax.evaluation.linear_probe import ProbeSettings, linear_probe
+from eir_jax.evaluation.linear_probe import linear_probe
 from eir_jax.evaluation.nearest import nearest
 from eir_jax.evaluation.protocol import Protocol
 from eir_jax.evaluation.restore import Run
 from eir_jax.evaluation.retrieval import retrieval_scores
-from eir_jax.metrics import ProgressLine
+from eir_jax.system import sharding
+from eir_jax.system.errors import UserError
+from eir_jax.system.progress import ProgressLine
 
 Progress = Callable[[int, int], None]
 Result = tuple[dict[str, Any], Protocol]

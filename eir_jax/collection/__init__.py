@@ -1,0 +1,1 @@
+"""A collection of pictures: embedded, searched, looked through for duplicates."""

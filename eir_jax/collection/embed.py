@@ -1,0 +1,193 @@
+"""Embed pictures, arrays or a split by a trained encoder."""
+
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eir_jax.collection.embeddings import Embeddings, read_images
+from eir_jax.data.pictures import (
+    SUFFIXES,
+    BrokenPicture,
+    list_pictures,
+    preparation,
+    read_picture,
+)
+from eir_jax.system.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from eir_jax.evaluation.restore import Run
+
+
+MOST_NAMED = 20  # broken pictures; the others are counted
+
+
+def existing_pictures(folder: Path) -> list[str]:
+    """Return the pictures of a folder, as `list_pictures`.
+
+    Raises:
+      UserError: there are none.
+    """
+    paths = list_pictures(folder)
+    if not paths:
+        raise UserError(f"{folder} holds no pictures ({' '.join(SUFFIXES)})")
+    return paths
+
+
+def embed_pictures(
+    run: "Run", workdir: Path, folder: Path, paths: Sequence[str]
+) -> Embeddings:
+    """Embed picture files, a chunk in memory at a time.
+
+    Broken ones are named on stderr and skipped.
+
+    Args:
+      run: the restored checkpoint.
+      workdir: where it comes from, for the record.
+      folder: that the paths are relative to.
+      paths: at least one.
+
+    Raises:
+      UserError: none of them can be read.
+    """
+    from eir_jax.system.progress import ProgressLine
+
+    data = run.config.data
+    side = data.resize or data.image_size
+    chunk = min(run.config.evaluation_batch_size, len(paths))
+    embed = _embed_by(run, chunk)
+    kept, outputs, broken = [], [], []
+    with (
+        warnings.catch_warnings(),
+        closing(ProgressLine("pictures", len(paths))) as bar,
+    ):
+        warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
+        for start, futures in _read_chunks(folder, paths, side, data.fit, chunk):
+            images = []
+            for path, future in zip(paths[start:], futures, strict=False):
+                try:
+                    images.append(future.result())
+                    kept.append(path)
+                except BrokenPicture as error:
+                    broken.append(f"{path}: {error}")
+            if images:
+                outputs.append(embed(run.state, np.stack(images)))
+            bar.update(start + len(futures))
+    if not outputs:
+        raise UserError(f"none of {len(paths)} in {folder} is readable: {broken[0]}")
+    for line in broken[:MOST_NAMED]:
+        print(f"skipped {one_line(line)}", file=sys.stderr)
+    if len(broken) > MOST_NAMED:
+        print(f"skipped {len(broken) - MOST_NAMED:,} more", file=sys.stderr)
+    embedding, feature = (np.concatenate(x) for x in zip(*outputs, strict=True))
+    meta = describe(run, workdir) | {
+        "source": str(folder.resolve()),
+        "skipped": len(broken),
+        "preparation": preparation(side, data.fit),
+    }
+    return Embeddings(embedding, feature, np.array(kept), None, None, meta)
+
+
+def embed_file(
+    run: "Run", workdir: Path, file: Path, split: str | None = None
+) -> Embeddings:
+    """Embed the images of an .npz; `split` chooses where it has 'train' and 'test'.
+
+    Raises:
+      UserError: it holds no images, or not of the size of the run's.
+    """
+    images, labels = read_images(file, split)
+    side = run.config.data.resize or run.config.data.image_size
+    if images.shape[1:3] != (side, side):
+        raise UserError(
+            f"{file} holds images of {images.shape[1]}x{images.shape[2]} pixels and "
+            f"the run's test views are made of {side}x{side}; resize them, or give a "
+            "folder"
+        )
+    source = {"source": str(file.resolve()), "split": split or ""}
+    return _embed_arrays(run, images, labels, describe(run, workdir) | source)
+
+
+def embed_split(
+    run: "Run", workdir: Path, split: str, data_path: str | None = None
+) -> Embeddings:
+    """Embed the 'train' or 'test' split of the run's own data.
+
+    Raises:
+      UserError: there is no such split, or the data is not that of the checkpoint.
+    """
+    from eir_jax.data.dataset import existing
+    from eir_jax.evaluation.restore import load_data
+
+    dataset = load_data(run, data_path)
+    found = existing(dataset, split)
+    meta = describe(run, workdir) | {
+        "source": f"{dataset.name} ({dataset.content_hash[:16]})",
+        "split": split,
+        "class_names": dataset.class_names,
+    }
+    return _embed_arrays(run, found.images, found.labels, meta)
+
+
+def describe(run: "Run", workdir: Path) -> dict[str, Any]:
+    """Return what the embeddings of a checkpoint are made by, for `meta`."""
+    from eir_jax.evaluation.embed import describe_view
+
+    checksums = json.dumps(run.meta["checksums"], sort_keys=True)
+    return {
+        "workdir": str(workdir.resolve()),
+        "step": int(run.state.step),
+        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
+        "model": run.config.model.to_dict(),
+        "image_size": run.config.data.image_size,
+        "preparation": "images as they are",
+        "transform": describe_view(run.config.data),
+    }
+
+
+def _embed_arrays(run, images, labels, meta) -> Embeddings:
+    from eir_jax.system.progress import ProgressLine
+
+    embed = _embed_by(run, min(run.config.evaluation_batch_size, len(images)))
+    with closing(ProgressLine("images", len(images))) as bar:
+        embedding, feature = embed(run.state, images, bar.update)
+    if labels is not None:
+        labels = labels.astype(np.int32)
+    index = np.arange(len(images), dtype=np.int32)
+    return Embeddings(embedding, feature, None, index, labels, meta)
+
+
+def _embed_by(run: "Run", batch_size: int) -> Callable:
+    """Return the run's embed, for fewer images a batch: one need not cost as 500."""
+    from eir_jax.evaluation.embed import make_embed
+    from eir_jax.models.encoder import make_encoder
+
+    if batch_size == run.config.evaluation_batch_size:
+        return run.embed
+    config = run.config.copy_and_resolve_references()
+    config.evaluation_batch_size = batch_size
+    return make_embed(config, make_encoder(config, exact=True), run.mesh)
+
+
+def _read_chunks(
+    folder: Path, paths: Sequence[str], size: int, fit: str, chunk: int
+) -> Iterator[tuple[int, list[Future]]]:
+    """Yield (first, its reads) chunk by chunk; the next one is read meanwhile."""
+    ahead: list[tuple[int, list[Future]]] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), chunk):
+            reads = [
+                pool.submit(read_picture, folder / path, size, fit)
+                for path in paths[start : start + chunk]
+            ]
+            ahead.append((start, reads))
+            if len(ahead) == 2:
+                yield ahead.pop(0)
+        yield from ahead

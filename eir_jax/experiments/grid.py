@@ -1,0 +1,81 @@
+"""Grids: files of named settings that a sweep runs."""
+
+import difflib
+import re
+import runpy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eir_jax.system.errors import UserError
+
+FOLDER = Path("configs/grids")
+FIGURE_KEYS = {"x", "lines", "rows", "baseline"}
+
+
+class Grid(NamedTuple):
+    """What a grid file says."""
+
+    path: Path
+    settings: dict[str, dict[str, Any]]
+    """GRID: {name: {dotted key: value}}"""
+    figures: dict[str, dict[str, Any]]
+    """FIGURES: {file: {"x": key, "lines": key, "rows": [name], "baseline": name}}"""
+
+
+def load_grid(name_or_file: str) -> Grid:
+    """Read a grid file: GRID, and FIGURES where there is something to draw.
+
+    Args:
+      name_or_file: 'table1' is configs/grids/table1.py.
+
+    Raises:
+      UserError: no such file, it fails, or GRID or FIGURES are not of their form.
+    """
+    path = Path(name_or_file)
+    if path.suffix != ".py":
+        path = FOLDER / f"{name_or_file}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.py"))
+        near = difflib.get_close_matches(path.stem, known) or known
+        raise UserError(
+            f"there is no grid {path}; give a file, or one of {', '.join(near)}"
+        )
+    try:
+        found = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(
+            f"grid {path} fails: {type(error).__name__}: {error}"
+        ) from error
+    settings, figures = found.get("GRID"), found.get("FIGURES", {})
+    if not isinstance(settings, dict) or not settings:
+        raise UserError(f"{path} holds no GRID = {{name: {{key: value}}}}")
+    for name, setting in settings.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+=-]*", name):
+            raise UserError(
+                f"{path}: {name!r} cannot be a folder's name; use letters, digits and "
+                "_ . + = -"
+            )
+        if not isinstance(setting, dict):
+            raise UserError(f"{path}: '{name}' is no {{key: value}}")
+        if "seed" in setting:
+            raise UserError(f"{path}: '{name}' sets the seed; give --seeds")
+    if not isinstance(figures, dict):
+        raise UserError(f"{path}: FIGURES is no {{file: {{key: value}}}}")
+    for file, figure in figures.items():
+        if not isinstance(figure, dict) or not (
+            {"x", "rows"} <= figure.keys() <= FIGURE_KEYS and figure["rows"]
+        ):
+            raise UserError(
+                f"{path}: {file} needs x and rows, and may have lines and baseline"
+            )
+        words = [value for key, value in figure.items() if key != "rows"]
+        if not isinstance(figure["rows"], (list, tuple)) or not all(
+            isinstance(word, str) for word in (*figure["rows"], *words)
+        ):
+            raise UserError(
+                f"{path}: of {file} rows is a list of names, all others are names"
+            )
+        asked = [*figure["rows"], figure.get("baseline", figure["rows"][0])]
+        if unknown := [name for name in asked if name not in settings]:
+            raise UserError(f"{path}: {file} asks for {unknown[0]!r}, which GRID lacks")
+    return Grid(path, settings, figures)

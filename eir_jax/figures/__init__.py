@@ -1,0 +1,1 @@
+"""What is drawn: neighbours, maps, curves, and the report that holds them."""

@@ -1,0 +1,1 @@
+"""What is learnt: the equations, and the memory that they need."""

@@ -1,0 +1,1 @@
+"""What one run is: its state, optimiser, checkpoints, records and folder."""

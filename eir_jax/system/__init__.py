@@ -1,0 +1,1 @@
+"""What any program needs: settings, errors, files, processes, devices."""

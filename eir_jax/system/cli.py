@@ -1,0 +1,77 @@
+"""What the command lines share: settings from the flags, errors as one line."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from eir_jax.system import processes
+from eir_jax.system.errors import UserError, first_line, lacks_memory
+
+EXIT_BAD_INPUT = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Call `main` with the command line and exit with its status (default 0).
+
+    UserError becomes one line on stderr and status 2. One of several processes takes
+    the others with it, however it ends.
+    """
+    quiet_libraries()
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+        processes.finish()
+    except UserError as error:
+        processes.fail(str(error), EXIT_BAD_INPUT)
+        sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # `| head` went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        processes.fail("nobody reads what is printed", 1)
+        status = 1
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            message = f"{error}; make room and start again: what was saved is kept"
+            sys.exit(_fail(message))
+        if lacks_memory(error):
+            message = (
+                "out of memory: use a device with more, or less of what is done at "
+                "once, as evaluation_batch_size and linear.batch_size "
+                f"({first_line(error)})"
+            )
+            processes.fail(message, EXIT_BAD_INPUT)
+            sys.exit(_fail(message))
+        processes.fail_by(error)
+        raise
+    sys.exit(status or 0)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, as every other of ours."""
+
+    def __init__(self, *, description: str, prog: str):
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str):
+        """Print the complaint and exit with status 2."""
+        sys.exit(_fail(f"{message} (see `{self.prog} --help`)"))
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' start-up chatter out of the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return EXIT_BAD_INPUT

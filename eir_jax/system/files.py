@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eir_jax.system.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield another path of the same folder; what is written there becomes `path`.
+
+    With an error, or where the process is killed, `path` stays as it was. The folder is
+    made where there is none.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(record: dict[str, Any], path: Path) -> None:
+    """Write a record whole or not at all.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        with replacing(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None

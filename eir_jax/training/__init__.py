@@ -1,0 +1,1 @@
+"""How a run is trained: the loop, and the step that it repeats."""

@@ -1,0 +1,528 @@
+"""Pictures of any kind -> embeddings -> neighbours and duplicates, as users run it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import SmallRun, small_config
+
+from eir_jax import embed as command
+from eir_jax.collection import embeddings as embed
+from eir_jax.collection import search
+from eir_jax.collection.duplicates import near_duplicates
+from eir_jax.data.pictures import BrokenPicture, list_pictures, read_picture
+from eir_jax.data.sources import load
+from eir_jax.evaluation.restore import restore_run
+from eir_jax.run.checkpoint import Checkpoints
+from eir_jax.system.config import read_config, save_config
+from eir_jax.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SIZE = 8
+
+
+def colours(seed, height=SIZE, width=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save(array, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+# Reading pictures.
+
+
+def test_picture_of_the_right_size_is_unchanged(tmp_path):
+    image = colours(0)
+    np.testing.assert_array_equal(
+        read_picture(save(image, tmp_path / "a.png"), SIZE), image
+    )
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64), (5, 3), (41, 90)])
+def test_resized_and_cropped_as_torchvision_does(shape, tmp_path):
+    """Shorter side to the size, then the centre; to a pixel, where that is whole."""
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    smooth = np.stack([rows * 2, columns * 2, rows + columns], axis=-1).astype(np.uint8)
+    found = read_picture(save(smooth, tmp_path / "a.png"), 20)
+    scale = 20 / min(shape)
+    size = round(width * scale), round(height * scale)
+    whole = Image.fromarray(smooth).resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - 20) // 2, (size[1] - 20) // 2
+    expected = np.asarray(whole)[top : top + 20, left : left + 20]
+    assert found.shape == (20, 20, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 2 * max(1, 1 / scale)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 60000), (60000, 1), (2, 4000)])
+def test_extreme_shapes(shape, tmp_path):
+    image = np.full((*shape, 3), 77, np.uint8)
+    found = read_picture(save(image, tmp_path / "a.png"), SIZE)
+    np.testing.assert_array_equal(found, np.full((SIZE, SIZE, 3), 77))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "gif", "JPG"])
+def test_formats(suffix, tmp_path):
+    save(np.full((9, 9, 3), (200, 0, 0), np.uint8), tmp_path / f"a.{suffix}")
+    assert list_pictures(tmp_path) == [f"a.{suffix}"]
+    found = read_picture(tmp_path / f"a.{suffix}", SIZE).astype(int)
+    assert np.abs(found - (200, 0, 0)).max() <= 3
+
+
+def flat(path):
+    """Return the one colour of a picture."""
+    found = read_picture(path, SIZE)
+    assert (found == found[0, 0]).all()
+    return found[0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 100, (100, 100, 100)),
+        ("LA", (100, 0), (255, 255, 255)),  # alpha: on white
+        ("LA", (100, 255), (100, 100, 100)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (200, 0, 100, 255), (200, 0, 100)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("I;16", 257 * 90, (90, 90, 90)),  # PIL alone would give 255
+        ("I;16", 65535, (255, 255, 255)),
+    ],
+)
+def test_modes(mode, colour, expected, tmp_path):
+    Image.new(mode, (12, 9), colour).save(tmp_path / "a.png")
+    assert flat(tmp_path / "a.png") == list(expected)
+
+
+def test_palette_with_a_transparent_colour(tmp_path):
+    image = Image.new("P", (9, 9), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "whole.png")
+    image.save(tmp_path / "clear.png", transparency=1)
+    assert flat(tmp_path / "whole.png") == [40, 50, 60]
+    assert flat(tmp_path / "clear.png") == [255, 255, 255]
+
+
+def test_cmyk(tmp_path):
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    assert np.abs(np.array(flat(tmp_path / "a.jpg")) - (255, 0, 0)).max() <= 3
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    upright = np.zeros((SIZE, SIZE, 3), np.uint8)
+    upright[: SIZE // 2] = 255  # white above
+    for orientation, turns in ((1, 0), (3, 2), (6, 1), (8, 3)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = np.rot90(upright, turns)
+        path = save(stored, tmp_path / f"{orientation}.png", exif=exif)
+        np.testing.assert_array_equal(read_picture(path, SIZE), upright)
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (9, 9), c) for c in ((255, 0, 0), (0, 0, 255))]
+    for name in ("a.gif", "a.webp"):
+        options = {} if name == "a.gif" else {"lossless": True}
+        frames[0].save(
+            tmp_path / name, save_all=True, append_images=frames[1:], **options
+        )
+        assert flat(tmp_path / name) == [255, 0, 0]
+
+
+def make_broken(folder):
+    """Write broken pictures; return {name: part of what is said of it}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("this is no picture\n")
+    whole = save(colours(1, 64, 64), folder / "cut.jpg")
+    whole.write_bytes(whole.read_bytes()[:-400])
+    whole = save(colours(1, 64, 64), folder / "cut.png")
+    whole.write_bytes(whole.read_bytes()[:300])
+    whole = save(colours(1, 64, 64), folder / "bits.png")
+    content = bytearray(whole.read_bytes())
+    content[200:260] = bytes(60)
+    whole.write_bytes(content)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "loop.gif").symlink_to("loop.gif")
+    os.mkfifo(folder / "pipe.bmp")
+    return {
+        "empty.png": "empty",
+        "text.jpg": "no JPEG",
+        "cut.jpg": "truncated",
+        "cut.png": "truncated",
+        "bits.png": "",
+        "gone.png": "No such file",
+        "loop.gif": "symbolic links",
+        "pipe.bmp": "not a regular file",
+    }
+
+
+def test_broken_pictures_say_why(tmp_path):
+    broken = make_broken(tmp_path)
+    assert list_pictures(tmp_path) == sorted(broken)
+    for name, part in broken.items():
+        with pytest.raises(BrokenPicture) as error:
+            read_picture(tmp_path / name, SIZE)
+        assert part in str(error.value)
+        assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_unreadable(tmp_path):
+    path = save(colours(0), tmp_path / "a.png")
+    path.chmod(0)
+    with pytest.raises(BrokenPicture, match="Permission"):
+        read_picture(path, SIZE)
+    (tmp_path / "in").mkdir(mode=0)
+    with pytest.raises(UserError, match="cannot be read"):
+        list_pictures(tmp_path)
+
+
+def test_listing_is_recursive_sorted_and_ends(tmp_path):
+    for name in ("b/2.png", "b/ü ö/日本 1.jpg", "a 1.png", "Z.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to("b")
+    (tmp_path / "folder.png").mkdir()
+    assert list_pictures(tmp_path) == [
+        *("Z.png", "a 1.png", "b/2.png", "b/ü ö/日本 1.jpg")
+    ]
+
+
+# Near-duplicates.
+
+
+@pytest.mark.parametrize("limit", [None, 1, 7, 1000])
+@pytest.mark.parametrize("threshold", [-1, 0.2, 0.6, 1])
+def test_near_duplicates_against_brute_force(threshold, limit):
+    """Small whole numbers: there are equal rows and many ties."""
+    rows = np.random.default_rng(0).integers(-2, 3, (83, 4)).astype(np.float32)
+    rows[:, 0] += 0.5
+    unit = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+    i, j = np.triu_indices(len(unit), 1)
+    cosine = np.sum(unit[i] * unit[j], axis=1)
+    expected = cosine[cosine >= threshold - 1e-6]
+    pairs, found, count = near_duplicates(
+        rows, threshold, limit, row_block=16, column_block=20
+    )
+    assert count == len(expected) > 0
+    assert len(pairs) == len(found) == min(limit or count, count)
+    np.testing.assert_allclose(found, np.sort(expected)[::-1][: len(found)], atol=1e-6)
+    np.testing.assert_allclose(
+        found, np.sum(unit[pairs[:, 0]] * unit[pairs[:, 1]], axis=1), atol=1e-6
+    )
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+def test_near_duplicates_of_a_collapsed_embedding_are_bounded():
+    pairs, found, count = near_duplicates(np.ones((9000, 16), np.float32), 0.98)
+    assert count == 9000 * 8999 // 2
+    assert pairs.shape == (1000, 2) and found.shape == (1000,)
+
+
+# The command lines.
+
+
+def run(module, *words):
+    return subprocess.run(
+        [sys.executable, "-m", f"eir_jax.{module}", *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def done(module, *words):
+    result = run(module, *words)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def assert_refused(result, *parts):
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert lines[-1].startswith("error: ") and "Traceback" not in result.stderr
+    for part in parts:
+        assert part in lines[-1]
+
+
+def rows_of(result):
+    return [line.split("\t") for line in result.stdout.splitlines()]
+
+
+def arrays_of(file):
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Return a run of the digits that holds checkpoints of steps 0 and 1."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    folder.mkdir()
+    config = small_config(**{"data.source": "digits", "data.name": "digits"})
+    small = SmallRun(config)
+    save_config(config, folder / "config.json")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    saved = config.to_dict()
+    del saved["model"]["init"]  # as a run of before there was this setting
+    meta = {
+        "num_examples": small.num_examples,
+        "train_hash": load(config.data).train_hash,
+        "config": saved,
+    }
+    state = small.create()
+    checkpoints.save(state, meta, None)
+    checkpoints.wait()
+    other = state.replace(step=state.step + 1, memory_bank=-state.memory_bank)
+    checkpoints.save(other, meta, None)
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of 10 pictures, two of them the same, and broken ones."""
+    folder = tmp_path_factory.mktemp("pictures") / "of all kinds"
+    for i in range(8):
+        save(colours(i), folder / "noise" / f"{i}.png")
+    save(colours(3), folder / "copy of 3.bmp")
+    save(colours(20, 50, 90), folder / "ü" / "日本\tx.jpg")
+    make_broken(folder / "broken")
+    return folder
+
+
+PATHS = ["copy of 3.bmp", *(f"noise/{i}.png" for i in range(8)), "ü/日本\tx.jpg"]
+
+
+@pytest.fixture(scope="module")
+def embedded(workdir, folder):
+    """Return the .npz of the folder, and what the command said."""
+    out = folder.parent / "deeper" / "E.npz"
+    result = done("embed", f"--workdir={workdir}", f"--images={folder}", f"--out={out}")
+    return out, result
+
+
+def test_embed_folder(workdir, folder, embedded):
+    out, result = embedded
+    assert "10 embeddings of 16 dimensions" in result.stdout
+    assert "8 broken skipped" in result.stdout
+    skipped = [x for x in result.stderr.splitlines() if x.startswith("skipped ")]
+    assert len(skipped) == 8 and "skipped broken/empty.png: the file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(out.parent.iterdir()) == [out]  # no leftovers
+    found = arrays_of(out)
+    assert found.keys() == {"embedding", "feature", "path", "meta"}
+    assert found["path"].tolist() == PATHS
+    assert found["embedding"].dtype == found["feature"].dtype == np.float32
+
+    restored = restore_run(workdir)
+    images = np.stack([read_picture(folder / path, SIZE) for path in PATHS])
+    expected = restored.embed(restored.state, images)
+    np.testing.assert_allclose(found["embedding"], expected.embedding, atol=2e-5)
+    np.testing.assert_allclose(found["feature"], expected.feature, atol=1e-4)
+    meta = json.loads(str(found["meta"]))
+    assert meta["step"] == 1 and meta["workdir"] == str(workdir)
+    assert meta["source"] == str(folder) and meta["model"]["name"] == "resnet10"
+    assert "8x8" in meta["preparation"] and "mean" in meta["transform"]
+
+
+def test_embed_file_and_split(workdir, tmp_path):
+    test = load(restore_run(workdir).config.data).test
+    words = [f"--workdir={workdir}", f"--out={tmp_path / 'S.npz'}"]
+    command.main([*words, "--split=test"])
+    np.savez(tmp_path / "D.npz", test_images=test.images, test_labels=test.labels)
+    words = [f"--workdir={workdir}", f"--out={tmp_path / 'F'}", "--step=0"]
+    command.main([*words, f"--images={tmp_path / 'D.npz'}"])
+    one, other = arrays_of(tmp_path / "S.npz"), arrays_of(tmp_path / "F")
+    assert one.keys() == {"embedding", "feature", "index", "label", "meta"}
+    for key in ("embedding", "feature", "index", "label"):
+        np.testing.assert_array_equal(one[key], other[key])
+    np.testing.assert_array_equal(one["index"], np.arange(360))
+    np.testing.assert_array_equal(one["label"], test.labels)
+    assert one["index"].dtype == one["label"].dtype == np.int32
+    assert json.loads(str(other["meta"]))["step"] == 0
+
+    # Some of its rows, searched in the whole: by their index, none finds itself.
+    query, figure = tmp_path / "Q.npz", tmp_path / "pictures" / "f.png"
+    np.savez(query, **{k: v[:3] if v.ndim else v for k, v in other.items()})
+    words = (f"--embeddings={tmp_path / 'F'}", f"--query={query}", "--k=2")
+    rows = rows_of(done("search", *words, f"--figure={figure}"))
+    assert [row[:2] for row in rows[:3]] == [["0", "1"], ["0", "2"], ["1", "1"]]
+    for query, _, neighbour, _, label in rows:
+        assert neighbour != query and label == str(test.labels[int(neighbour)])
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_by_picture(folder, embedded, tmp_path):
+    """The workdir is the noted one; the query itself is found but by another path."""
+    out, _ = embedded
+    figure = tmp_path / "f.png"
+    words = (f"--embeddings={out}", "--k=3", f"--figure={figure}")
+    rows = rows_of(done("search", *words, f"--query={folder / 'noise' / '3.png'}"))
+    assert len(rows) == 3 and [row[1] for row in rows] == ["1", "2", "3"]
+    assert rows[0][2:] == ["copy of 3.bmp", "1.0000"]
+    assert "noise/3.png" not in [row[2] for row in rows]
+    cosines = [float(row[3]) for row in rows]
+    assert cosines == sorted(cosines, reverse=True)
+    with Image.open(figure) as image:
+        assert image.width > 4 * 160
+
+    elsewhere = save(colours(3), tmp_path / "query.png")
+    rows = rows_of(done("search", *words[:2], f"--query={elsewhere}"))
+    assert {rows[0][2], rows[1][2]} == {"copy of 3.bmp", "noise/3.png"}
+
+
+def test_search_by_folder_skips_the_broken(workdir, folder, embedded):
+    out, _ = embedded
+    result = done(
+        *("search", f"--embeddings={out}", f"--query={folder}", "--k=9"),
+        f"--workdir={workdir}",
+    )
+    rows = rows_of(result)
+    assert len(rows) == 90 and all(len(row) == 4 for row in rows)
+    assert "skipped broken/text.jpg" in result.stderr
+    names = [name.replace("\t", "\\t") for name in PATHS]
+    for i, name in enumerate(names):  # each finds all the others
+        part = rows[9 * i : 9 * i + 9]
+        assert {row[0] for row in part} == {name}
+        assert sorted([name, *(row[2] for row in part)]) == sorted(names)
+
+
+def test_duplicates(embedded):
+    out, _ = embedded
+    result = done("search", f"--embeddings={out}", "--duplicates=0.99999")
+    assert rows_of(result) == [["copy of 3.bmp", "noise/3.png", "1.0000"]]
+    assert "1 pairs" in result.stderr
+
+
+def test_names_that_are_no_unicode_go_out_as_they_are(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    np.savez(tmp_path / "E.npz", embedding=np.ones((2, 4)), path=[name, "b.png"])
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "eir_jax.search", "--duplicates=1"),
+            f"--embeddings={tmp_path / 'E.npz'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+    )
+    assert result.stdout == b"caf\xe9.png\tb.png\t1.0000\n", result.stderr
+
+
+def test_neither_imports_tensorflow(workdir, folder, tmp_path):
+    """Nor could they: the import is made to fail, and the work is done."""
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from eir_jax import embed, search\n"
+        f"command.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
+        f" '--out={tmp_path / 'E.npz'}'])\n"
+        f"search.main(['--embeddings={tmp_path / 'E.npz'}',"
+        f" '--query={folder / 'noise'}', '--k=1'])\n"
+        "names = [m for m in sys.modules if m.split('.')[0] == 'tensorflow']\n"
+        "assert names == ['tensorflow'], names\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_checkpoint_of_another_model_is_refused(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = read_config(copy / "config.json")
+    config.model.init = "he"
+    save_config(config, copy / "config.json")
+    with pytest.raises(UserError, match=r"'init': 'he'.*put the settings back"):
+        restore_run(copy)
+
+
+# Bad input. In-process, but for one: each start of Python takes seconds.
+
+
+def refused(module, *words):
+    with pytest.raises((UserError, SystemExit)) as error:
+        {"embed": embed, "search": search}[module].main([str(word) for word in words])
+    return str(error.value)
+
+
+def test_embed_refuses(workdir, folder, tmp_path, capsys):
+    def said(*words, out=tmp_path / "E.npz"):
+        return refused("embed", f"--workdir={workdir}", *words, f"--out={out}")
+
+    assert said() == "2" and "give --images" in capsys.readouterr().err
+    assert "no folder or file" in said(f"--images={tmp_path / 'none'}")
+    assert "holds no pictures" in said(f"--images={tmp_path}")
+    assert "has no --split" in said(f"--images={folder}", "--split=test")
+    assert "none of 8" in said(f"--images={folder / 'broken'}")
+    assert "no checkpoint of step 7" in said(f"--images={folder}", "--step=7")
+    assert "is a folder" in said(f"--images={folder}", out=tmp_path)
+    assert "cannot be written" in said(f"--images={folder}", out="/proc/no/E.npz")
+    file = tmp_path / "images.npz"
+    np.savez(file, images=np.zeros((2, 9, 9, 3), np.uint8))
+    assert "9x9" in said(f"--images={file}")
+    np.savez(file, images=np.zeros((2, 8, 8, 3)))
+    assert "float64" in said(f"--images={file}")
+    both = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(file, train_images=both, test_images=both)
+    assert "give --split" in said(f"--images={file}")
+    file.write_text("no npz")
+    assert "cannot be read" in said(f"--images={file}")
+    assert list(tmp_path.iterdir()) == [file]  # nothing half written
+    result = run(
+        *("embed", "--workdir=/nowhere", "--split=test"), f"--out={tmp_path / 'E.npz'}"
+    )
+    assert_refused(result, "/nowhere is no workdir")
+
+
+def test_search_refuses(workdir, folder, embedded, tmp_path, capsys):
+    out, _ = embedded
+    file, picture = tmp_path / "X.npz", folder / "noise" / "0.png"
+
+    def said(*words, embeddings=out):
+        return refused("search", f"--embeddings={embeddings}", *words)
+
+    def said_of(*words, **arrays):
+        np.savez(file, **arrays)
+        return said(*(words or ["--duplicates=0.9"]), embeddings=file)
+
+    good = np.eye(3, 16, dtype=np.float32)
+    assert said() == "2" and "--query" in capsys.readouterr().err
+    assert "no file" in said("--duplicates=1", embeddings=tmp_path / "none.npz")
+    assert "holds no 'embedding'" in said_of(feature=good)
+    assert "float32 [n, dim]" in said_of(embedding=good[0])
+    assert "NaN" in said_of(embedding=good * np.nan)
+    assert "3 strings" in said_of(embedding=good, path=["a", "b"])
+    assert "cannot be read" in said_of(embedding=np.array([None, {}]))
+    assert "a cosine" in said_of("--duplicates=nan", embedding=good)
+    assert "k=10 must be from 1 to 9" in said("--k=10", f"--query={picture}")
+    assert "k=0" in said("--k=0", f"--query={picture}")
+    assert "no picture" in said(f"--query={tmp_path / 'none.png'}")
+    broken = said(f"--query={folder / 'broken' / 'cut.jpg'}")
+    assert "cut.jpg cannot be read as a picture" in broken
+    np.savez(file, embedding=good[:, :7])
+    assert "differ in dimension" in said(f"--query={file}", "--k=1")
+    assert "note no workdir" in said_of(f"--query={picture}", embedding=good)
+    meta = np.array(json.dumps({"workdir": "/gone"}))
+    gone = said_of(f"--query={picture}", embedding=good, meta=meta)
+    assert "/gone" in gone and "give --workdir" in gone
+    assert "is not the checkpoint" in said(f"--query={picture}", "--step=0")
+    words = (f"--query={picture}", f"--figure={tmp_path / 'f.png'}")
+    assert "give --images=DIR" in said(*words, f"--images={tmp_path}", "--k=1")
+    assert_refused(run("search", f"--embeddings={out}", "--k=a"), "--k")

@@ -1,0 +1,215 @@
+"""Settings: overriding, refusing in words, and every config file."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from eir_jax.models.encoder import make_encoder
+from eir_jax.run.validate import validate, validate_sizes
+from eir_jax.run.workdir import check_settings
+from eir_jax.system.config import flatten, load_config, read_config, save_config
+from eir_jax.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(
+    str(p) for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py"
+)
+DIGITS = str(ROOT / "configs" / "digits.py")
+
+# What the project promises to keep overridable, with a value of each.
+CONTRACT = {
+    "seed": 3,
+    "num_epochs": 7,
+    "batch_size": 64,
+    "lambda_intra": 0.5,
+    "lambda_inter": 1.5,
+    "temperature": 0.2,
+    "bank_momentum": 0.9,
+    "interpolation.kind": "mixup",
+    "interpolation.alpha": 0.4,
+    "model.name": "resnet34",
+    "model.width": 8,
+    "data.source": "arrays",
+    "data.name": "mine",
+    "data.path": "some/file.npz",
+    "data.pipeline": "tf.data",
+    "log_every_steps": 5,
+    "eval_every_epochs": 2,
+    "checkpoint_every_epochs": 3,
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_is_valid_and_builds_its_encoder(path):
+    config = load_config(path, ["--config.data.path=x"])
+    validate(config)
+    encoder = make_encoder(config)
+    size = config.data.image_size
+    output = jax.eval_shape(
+        lambda: encoder.init_with_output(
+            jax.random.key(0), jnp.zeros((1, size, size, 3))
+        )[0]
+    )
+    assert output.embedding.shape == (1, config.model.embedding_dim)
+
+
+def test_cifar10_is_the_papers_setting():
+    config = flatten(load_config(str(ROOT / "configs" / "cifar10.py")))
+    paper = {
+        "model.name": "resnet18",
+        "model.embedding_dim": 128,
+        "num_epochs": 200,
+        "optimizer.learning_rate": 0.03,
+        "optimizer.milestones": (120, 160),
+        "optimizer.factors": (0.1, 0.01),
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 5e-4,
+        "batch_size": 128,
+        "temperature": 0.1,
+        "lambda_intra": 15.0,
+        "lambda_inter": 2.0,
+        "interpolation.kind": "cutmix",
+        "instance.form": "iraug",
+        "knn.k": (5, 20, 200),
+        "retrieval.k": (1, 2, 4, 8),
+    }
+    assert {key: config[key] for key in paper} == paper
+
+
+@pytest.mark.parametrize("form", ["--config.{}={}", "--config.{} {}"])
+def test_contract_of_overrides(form):
+    words = [
+        word
+        for key, value in CONTRACT.items()
+        for word in form.format(key, value).split(" ")
+    ]
+    config = flatten(load_config(DIGITS, words))
+    assert {key: config[key] for key in CONTRACT} == CONTRACT
+
+
+def test_tuples_and_flags_are_read():
+    words = [
+        "--config.knn.k=1,2",
+        "--config.optimizer.factors=(0.5,0.25)",
+        "--config.optimizer.milestones=[3,4]",
+        "--config.intra.symmetric=true",
+        "--config.inter.literal=False",
+        "--config.views.crop_area=0.5,1",
+    ]
+    config = load_config(DIGITS, words)
+    assert config.knn.k == (1, 2)
+    assert config.optimizer.factors == (0.5, 0.25)
+    assert config.optimizer.milestones == (3, 4)
+    assert config.intra.symmetric is True and config.inter.literal is False
+    assert config.views.crop_area == (0.5, 1.0)
+
+
+def test_saved_settings_read_back_equal(tmp_path):
+    config = load_config(DIGITS, ["--config.seed=4"])
+    save_config(config, tmp_path / "config.json")
+    assert flatten(read_config(tmp_path / "config.json")) == flatten(config)
+
+
+def test_settings_that_came_after_a_run_have_the_values_of_base(tmp_path):
+    config = load_config(DIGITS, ["--config.lambda_intra=3"])
+    save_config(config, tmp_path / "config.json")
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["intra"]["ramp_steps"], older["num_rounds"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    read = read_config(tmp_path / "config.json")
+    assert flatten(read) == flatten(config)
+    read.intra.ramp_steps = 7  # and stay so for the next one
+    assert read_config(tmp_path / "config.json").intra.ramp_steps == 0
+    check_settings(config, tmp_path)
+    config.intra.ramp_steps = 5
+    with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
+        check_settings(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config.sed=1", "no setting config.sed; did you mean seed"),
+        ("--config.width=8", "did you mean model.width"),
+        ("--config.lambda_intr=1", "did you mean lambda_intra"),
+        ("--config.model=3", "config.model is a group; set one of model.dtype"),
+        ("--config.zzz=1", "no setting config.zzz; see configs/base.py"),
+        ("--config.seed=abc", "config.seed=abc is no whole number"),
+        ("--config.seed=1.5", "is no whole number"),
+        ("--config.temperature=warm", "is no number"),
+        ("--config.intra.symmetric=maybe", "is no true or false"),
+        ("--config.knn.k=a,b", "is no list of whole numbers"),
+        ("--config.knn.k=1.5", "is no list of whole numbers"),
+        ("--config.seed", "--config.seed needs a value"),
+        ("--wrkdir=x", "did you mean --workdir"),
+        ("seed=1", "settings are given as --config.key=value"),
+    ],
+)
+def test_bad_override_is_refused_in_words(word, message):
+    with pytest.raises(UserError, match=message):
+        load_config(DIGITS, [word])
+
+
+def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"did you mean configs/digits\.py"):
+        load_config("configs/digit.py")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(): return 1 / 0")
+    with pytest.raises(UserError, match=r"broken\.py fails: ZeroDivisionError"):
+        load_config(str(broken))
+    broken.write_text("def get_config(): return 3")
+    with pytest.raises(UserError, match="returns no ml_collections"):
+        load_config(str(broken))
+    with pytest.raises(UserError, match="is no workdir"):
+        read_config(tmp_path / "config.json")
+    for wrong in ("{", "[1]", "3", '{"model": 3}', '{"lambda_intra": "much"}'):
+        (tmp_path / "config.json").write_text(wrong)
+        with pytest.raises(UserError, match="cannot be read as settings"):
+            read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("batch_size=0", "batch_size=0 must be at least 1"),
+        ("temperature=0", "temperature=0.0 must be finite and above 0"),
+        ("temperature=nan", "temperature=nan must be"),
+        ("lambda_intra=-1", "lambda_intra=-1.0 must be"),
+        ("bank_momentum=1", r"bank_momentum=1.0 must be in \[0, 1\)"),
+        ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
+        ("bank.form=sparse", "bank.form='sparse' is none of auto, dense, streamed"),
+        ("bank.dtype=float16", "bank.dtype='float16' is none of float32, bfloat16"),
+        ("model.name=vgg", "model.name='vgg' is none of resnet18"),
+        ("data.source=arrays", "data.path is empty"),
+        ("batch_norm.groups=3", "use 63 or 66"),
+        ("optimizer.milestones=5", "give one factor a milestone"),
+        ("optimizer.milestones=9,5", "is not increasing"),
+        ("data.std=0,1,1", "is not three numbers above 0"),
+        ("views.crop_area=0.9,0.2", "is not 0 < low <= high <= 1"),
+        ("knn.k=20,5", "is not an increasing list"),
+    ],
+)
+def test_inconsistent_settings_are_refused_in_words(word, message):
+    with pytest.raises(UserError, match=message):
+        validate(load_config(DIGITS, [f"--config.{word}"]))
+
+
+def test_all_problems_are_said_at_once():
+    config = load_config(DIGITS, ["--config.seed=-1", "--config.num_rounds=0"])
+    with pytest.raises(UserError, match=r"seed=-1 .*; num_rounds=0"):
+        validate(config)
+
+
+def test_sizes_are_checked_against_data_and_devices():
+    config = load_config(DIGITS, ["--config.batch_size=128"])
+    validate_sizes(config, 1437, 8)
+    with pytest.raises(UserError, match="exceeds the 100 training images"):
+        validate_sizes(config, 100, 1)
+    with pytest.raises(UserError, match="not divide over 7 devices; use 126 or 133"):
+        validate_sizes(config, 1437, 7)
+    with pytest.raises(UserError, match=r"use --config.knn.k=5,20"):
+        validate_sizes(config, 150, 1)
