@@ -89,8 +89,8 @@ def get_config() -> ConfigDict:
     c.data.path = ""  # the .npz file, the folder, or the TFDS data_dir ('': its own)
     c.data.image_size = 32  # pixels, height and width that the encoder sees
     # Pixels: an image is first brought to a square of this side, of which test views
-    # are the centre; 0: image_size. In the files for 224 px it is 8/7 of image_size, and
-    # follows that until it is given itself. How: 'crop' (the shorter side is resized,
+    # are the centre; 0: image_size. In the files for 224 px it is 8/7 of image_size and
+    # follows that, until it is given itself. How: 'crop' (the shorter side is resized,
     # then the centre is taken; training views are cut from the whole image where it is
     # kept encoded) or 'squash' (both sides are resized).
     c.data.resize = 0

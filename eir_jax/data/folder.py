@@ -168,19 +168,19 @@ def _layout_words(
         where = f"{place}/" if place else "all"
         splits.append(f"{where} is {split}, {words if classes else 'without classes'}")
     missing = "" if "test" in places else "; no test split"
-    yield f"{root}: {'; '.join(splits)}{missing}"
+    yield f"read as: {'; '.join(splits)}{missing}"
     if unread:
         are = "is" if len(unread) == 1 else "are"
-        yield f"{root}: {', '.join(f'{name}/' for name in unread)} {are} not read"
+        yield f"{', '.join(f'{name}/' for name in unread)} {are} not read"
     for split, place in places.items():
-        classes = set(found[split].classes or ())
-        if len(classes) == 1 and all(x.count("/") > 1 for x in found[split].paths):
-            deeper = root / place / found[split].paths[0].split("/")[bool(place)]
-            if not _holds_loose(deeper):
-                yield (
-                    f"all pictures of {split} lie deeper in {deeper}, which counts as "
-                    "one class; if its folders are the classes, give it as data.path"
-                )
+        paths, depth = found[split].paths, 1 + bool(place)
+        top = root.joinpath(*paths[0].split("/")[:depth])
+        deeper = all(path.count("/") > depth for path in paths)
+        if deeper and len(set(found[split].classes or ())) == 1:
+            yield (
+                f"all pictures of {split} lie in folders of {top.name}/, which counts "
+                "as one class; if those are the classes, give it as data.path"
+            )
 
 
 def _some(names: Sequence[str]) -> str:
