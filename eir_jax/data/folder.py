@@ -73,12 +73,19 @@ def load_folder(config: ConfigDict) -> Dataset:
         parts = []
         for name in place.split("+"):
             part, empty = _find(root, name)
-            parts.append(part)
+            if part.paths:
+                parts.append(part)
             notes += [f"{name} holds no pictures" for name in empty]
             if name not in listed_once:
                 others += part.others
             listed_once.add(name)
-        found[split] = _joined(root, parts)
+        if parts:
+            found[split] = _joined(root, parts)
+        elif split == "test":
+            notes.append(f"{place}/ holds no pictures: there is no test split")
+        else:
+            words = others_in_words(others) or [f"({' '.join(SUFFIXES)} ...)"]
+            raise UserError(f"{root / place} holds no pictures {words[0]}")
     notes = [*_layout_words(root, places, found, unread), *notes]
     notes += others_in_words(others)
     names = sorted({name for f in found.values() for name in f.classes or ()})
@@ -160,23 +167,23 @@ def _layout_words(
 ) -> Iterator[str]:
     """Yield what was taken for what, as it may not be what was meant."""
     splits = []
-    for split, place in places.items():
-        classes = sorted(set(found[split].classes or ()))
+    for split, pictures in found.items():
+        place, classes = places[split], sorted(set(pictures.classes or ()))
         words = f"{len(classes):,} classes ({_some(classes)})"
         if len(classes) == 1:
             words = f"1 class ({classes[0]})"
         where = f"{place}/" if place else "all"
         splits.append(f"{where} is {split}, {words if classes else 'without classes'}")
-    missing = "" if "test" in places else "; no test split"
+    missing = "" if "test" in found else "; no test split"
     yield f"read as: {'; '.join(splits)}{missing}"
     if unread:
         are = "is" if len(unread) == 1 else "are"
         yield f"{', '.join(f'{name}/' for name in unread)} {are} not read"
-    for split, place in places.items():
-        paths, depth = found[split].paths, 1 + bool(place)
+    for split, pictures in found.items():
+        paths, depth = pictures.paths, 1 + bool(places[split])
         top = root.joinpath(*paths[0].split("/")[:depth])
         deeper = all(path.count("/") > depth for path in paths)
-        if deeper and len(set(found[split].classes or ())) == 1:
+        if deeper and len(set(pictures.classes or ())) == 1:
             yield (
                 f"all pictures of {split} lie in folders of {top.name}/, which counts "
                 "as one class; if those are the classes, give it as data.path"
@@ -211,14 +218,11 @@ def _find(root: Path, place: str) -> tuple[Found, list[str]]:
     """List the pictures of a split, and the class folders that hold none.
 
     Raises:
-      UserError: there are none, or some lie in folders and some beside them.
+      UserError: some lie in folders and some beside them.
     """
     folder = root / place
     paths, others = list_files(folder)
     loose = [path for path in paths if "/" not in path]
-    if not paths:
-        words = others_in_words(others) or [f"({' '.join(SUFFIXES)} ...)"]
-        raise UserError(f"{folder} holds no pictures {words[0]}")
     prefix = f"{place}/" if place else ""
     if len(loose) == len(paths):
         return Found([prefix + path for path in paths], None, others), []

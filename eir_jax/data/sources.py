@@ -138,11 +138,13 @@ def _arrays(config: ConfigDict) -> Dataset:
             held = ", ".join(arrays) or "none"
             raise UserError(f"{path} holds no '{key}' (it holds: {held})")
     train = _checked_split(path, arrays, "train", config)
-    test = None
-    if "test_images" in arrays:
+    test, notes = None, []
+    if "test_images" in arrays and not arrays["test_images"].size:
+        notes = ["'test_images' holds no image: there is no test split"]
+    elif "test_images" in arrays:
         test = _checked_split(path, arrays, "test", config)
     names = _checked_names(path, arrays, train, test)
-    return Dataset("arrays", config.name, train, test, names)
+    return Dataset("arrays", config.name, train, test, names, tuple(notes))
 
 
 def _checked_names(

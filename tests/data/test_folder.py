@@ -186,6 +186,15 @@ def test_common_names_of_splits_are_understood(tmp_path, train, test):
     assert load(settings(classes)).class_names == ("valid", "void")
 
 
+def test_a_test_folder_without_pictures_is_no_test_split(tmp_path):
+    root = tree(tmp_path, "train/a/1.png", "train/b/1.png")
+    (root / "test" / "a").mkdir(parents=True)
+    dataset = load(settings(root))
+    assert dataset.test is None
+    assert dataset.notes[0].endswith("; no test split")
+    assert "test/ holds no pictures: there is no test split" in dataset.notes
+
+
 def test_what_is_guessed_of_a_layout_is_said(tmp_path):
     def said(*paths):
         return load(settings(tree(tmp_path / paths[0][:3], *paths))).notes
