@@ -106,13 +106,16 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
     """Return saved settings with those that came after the run.
 
     What is lacking has its value in configs/base.py, which does what was done before
-    there was the setting.
+    there was the setting. But an `intra.temperature` of 0, or none, meant c.temperature
+    until it was set to 1 there, and is read as that.
 
     Raises:
       TypeError, ValueError, AttributeError: these are no settings.
     """
     config = _base().copy_and_resolve_references()
     config.update(ConfigDict(_tuples(saved)))
+    if not saved.get("intra", {}).get("temperature"):
+        config.intra.temperature = config.temperature
     for key, value in flatten(config).items():
         if value is None:
             raise ValueError(f"{key} has no value")
