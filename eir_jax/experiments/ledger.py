@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from eir_jax.evaluation.scores import PARTS
-from eir_jax.experiments.records import Record, check_evaluation, read_workdir
+from eir_jax.experiments.records import (
+    Record,
+    check_evaluation,
+    check_sessions,
+    read_workdir,
+)
 from eir_jax.experiments.runs import rounds_of, telling
-from eir_jax.run.record import KEYS
 from eir_jax.system.config import complete, load_config
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import replacing
@@ -225,8 +229,7 @@ def _record(file: Path, head: Line, line: Line) -> Record:
         raise ValueError("it holds no evaluation")
     for watched in (*line["watched"], line["losses"]):
         watched.items()
-    for session in line["sessions"]:
-        [session[key] for key in KEYS]
+    check_sessions(line["sessions"])
     return Record(
         file / line["run"],
         line["run"],
@@ -280,8 +283,9 @@ def _line(head: Line, name: str, record: Record) -> Line:
 def _watched(line: Line) -> Line:
     """Return the accuracies of a line of metrics.jsonl, and one number of health."""
     kept = {key: line[key] for key in ("step", "epoch", *PARTS) if key in line}
-    if uniformity := line.get("health", {}).get("uniformity"):
-        kept["health"] = _shortened({"uniformity": uniformity})
+    health = line.get("health")
+    if isinstance(health, dict) and "uniformity" in health:
+        kept["health"] = _shortened({"uniformity": health["uniformity"]})
     return kept
 
 

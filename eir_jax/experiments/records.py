@@ -2,13 +2,14 @@
 
 import json
 import math
+import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from eir_jax.evaluation.scores import PARTS
-from eir_jax.run.record import Session, read_sessions
+from eir_jax.run.record import KEYS, Session, read_sessions
 from eir_jax.system.config import read_config
 from eir_jax.system.errors import UserError
 
@@ -51,6 +52,13 @@ def read_workdir(workdir: Path) -> Record | None:
         return None
     watched, losses = _read_metrics(workdir / "metrics.jsonl")
     sessions = read_sessions(workdir)
+    try:
+        check_sessions(sessions)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir / 'run.json'} cannot be read ({type(error).__name__}: {error}); "
+            "move it away to go on without it"
+        ) from None
     return Record(workdir, str(workdir), config, evaluations, watched, losses, sessions)
 
 
@@ -74,14 +82,33 @@ def check_evaluation(record: dict[str, Any]) -> None:
         is not finite.
     """
     protocol = record["protocol"]
-    record["step"], protocol["transform"], record.get("refused", {}).keys()
-    data = ("train_images", "test_images", "content_hash")
-    train, test, content = (protocol["data"][key] for key in data)
-    train + test, content[:12]
+    protocol["transform"], record.get("refused", {}).keys()
+    data = protocol["data"]
+    for count in (record["step"], data["train_images"], data["test_images"]):
+        operator.index(count)
+    data["content_hash"][:12], len(record.get("skipped", ()))
+    if "knn" in protocol:
+        math.isfinite(protocol["knn"]["temperature"])
     for part in record.keys() & set(PARTS):
         protocol.get(part, {}).items()
         if not all(math.isfinite(value) for value in record[part].values()):
             raise ValueError(f"a number of {part} is not finite")
+
+
+def check_sessions(sessions: list[Session]) -> None:
+    """Check that the starts of a run hold what tables need.
+
+    Raises:
+      ValueError, KeyError, TypeError: they do not.
+    """
+    for session in sessions:
+        for key in KEYS:
+            value = session[key]
+            if key in ("command", "commit", "jax", "device", "machine"):
+                if not isinstance(value, str):
+                    raise TypeError(f"{key} is no text")
+            elif not math.isfinite(value):
+                raise ValueError(f"{key} is not finite")
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:

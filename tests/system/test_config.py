@@ -123,6 +123,22 @@ def test_settings_that_came_after_a_run_have_the_values_of_base(tmp_path):
     assert flatten(read) == flatten(config)
     read.intra.ramp_steps = 7  # and stay so for the next one
     assert read_config(tmp_path / "config.json").intra.ramp_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "meant"),
+    [({"temperature": 0.0}, 0.3), ({}, 0.3), ({"temperature": 0.2}, 0.2)],
+)
+def test_an_older_intra_temperature_means_what_it_meant(tmp_path, saved, meant):
+    """0, or none, was c.temperature; and no run goes on under another."""
+    config = load_config("configs/digits.py", ["--config.temperature=0.3"])
+    old = config.to_dict() | {"intra": saved}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path / "config.json").intra.temperature == meant
+    with pytest.raises(UserError, match=rf"intra.temperature: {meant} there, 1.0 here"):
+        check_settings(config, tmp_path)
+    config.intra.temperature = meant
+    check_settings(config, tmp_path)
     check_settings(config, tmp_path)
     config.intra.ramp_steps = 5
     with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
