@@ -225,12 +225,10 @@ def _record(file: Path, head: Line, line: Line) -> Record:
         protocol = merge(head["protocol"], evaluation["protocol"])
         evaluations.append(evaluation | {"protocol": protocol})
         check_evaluation(evaluations[-1])
-    if not evaluations:
-        raise ValueError("it holds no evaluation")
     for watched in (*line["watched"], line["losses"]):
         watched.items()
     check_sessions(line["sessions"])
-    return Record(
+    record = Record(
         file / line["run"],
         line["run"],
         complete(merge(head["settings"], line["settings"])),
@@ -239,6 +237,9 @@ def _record(file: Path, head: Line, line: Line) -> Record:
         line["losses"],
         line["sessions"],
     )
+    if not record.name or not rounds_of(record):
+        raise ValueError("it has no name, or no evaluation of a round's end")
+    return record
 
 
 def _head(record: Record) -> Line:

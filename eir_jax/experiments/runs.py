@@ -28,8 +28,9 @@ INCIDENTAL = (
 
 # Settings that decide nothing of an untrained encoder.
 OF_TRAINING = (
-    *("batch_size", "temperature", "lambda_", "instance.", "intra.", "inter."),
-    *("interpolation.", "bank_momentum", "batch_norm.", "optimizer.", "views."),
+    *("batch_size", "objective", "instance.", "temperature", "lambda_", "intra."),
+    *("inter.", "views."),
+    *("interpolation.", "bank_momentum", "batch_norm.", "optimizer."),
 )
 
 
@@ -84,7 +85,7 @@ def rounds_of(record: Record) -> list[FinishedRun]:
     """Return a run after each of its rounds that is evaluated at its end."""
     settings = flatten(record.config)
     evaluations = {found["step"]: found for found in record.evaluations}
-    ends = round_ends(record.config, record.evaluations[0])
+    ends = round_ends(record.config, record.evaluations[-1]) if evaluations else []
     runs = []
     for number, step in enumerate(ends, start=1):
         if step not in evaluations:

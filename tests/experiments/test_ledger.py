@@ -247,7 +247,12 @@ def _without(*keys):
         (1, _without("protocol"), "first line of a ledger .KeyError: 'protocol'"),
         (1, lambda line: line.update(settings=3), "first line of a ledger .Attribute"),
         (2, _without("run"), "record of a run .KeyError: 'run'"),
-        (2, _without("evaluations", 0), "record of a run .ValueError: it holds no eva"),
+        (2, _without("evaluations", 0), "record of a run .ValueError: it has no"),
+        (
+            2,
+            lambda line: line["evaluations"][0].update(step=7),
+            "it has no name, or no",
+        ),
         (2, _without("sessions", 0, "commit"), "record of a run .KeyError: 'commit'"),
         (2, lambda x: x["evaluations"][0]["knn"].update(a="b"), "TypeError"),
         (2, lambda x: x["evaluations"][0]["knn"].update(a=1e999), "is not finite"),
