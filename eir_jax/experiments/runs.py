@@ -28,7 +28,7 @@ INCIDENTAL = (
 
 # Settings that decide nothing of an untrained encoder.
 OF_TRAINING = (
-    *("batch_size", "objective", "instance.", "temperature", "lambda_", "intra."),
+    *("batch_size", "objective", "temperature", "lambda_", "intra."),
     *("inter.", "views."),
     *("interpolation.", "bank_momentum", "batch_norm.", "optimizer."),
 )
