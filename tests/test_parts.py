@@ -41,7 +41,7 @@ def save(folder, source, **splits):
             zip(noise(len(labels)), labels, strict=True)
         ):
             place = folder / "data" / (split if "test" in splits else "")
-            place = place / f"class {label}" if told else place
+            place = place / f"日本 {label}" if told else place  # no font has it all
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(place / f"{number:02}.png")
     return ["--config.data.source=folder", f"--config.data.path={folder / 'data'}"]
@@ -249,7 +249,7 @@ def test_training_inspect_and_embed_see_the_same_files(tmp_path, capsys):
     from eir_jax.embed import main as embed
 
     words = save(tmp_path, "folder", train=(CLASSES, True))
-    place = tmp_path / "data" / "class 1"
+    place = tmp_path / "data" / "日本 1"
     image = Image.fromarray(noise(1)[0])
     for suffix in ("tif", "ppm", "jfif", "avif"):
         image.save(place / f"x.{suffix}", "JPEG" if suffix == "jfif" else None)
