@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eir_jax.system import cli, compilation_cache
+from eir_jax.system import cli, compilation_cache, files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +27,14 @@ training views and their mix. Settings can be given as --config.KEY=VALUE.
 def main(argv: list[str]) -> None:
     """Parse the command line, print what the data set holds and draw its views."""
     parser = cli.Parser(prog="eir_jax.inspect", description=DESCRIPTION)
-    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
     parser.add_argument(
-        "--out", default=Path(), type=Path, help="folder for views.png (default: here)"
+        "--config", required=True, type=cli.path, help="a file such as configs/*.py"
+    )
+    parser.add_argument(
+        "--out",
+        default=Path(),
+        type=cli.path,
+        help="folder for views.png (default: here)",
     )
     args, overrides = parser.parse_known_args(argv)
     from eir_jax.data import sources
@@ -38,6 +43,8 @@ def main(argv: list[str]) -> None:
 
     config = load_config(args.config, overrides)
     validate(config)
+    files.check_folder(args.out)
+    files.check_writable(args.out / "views.png")
     compilation_cache.keep_compiled()
     dataset = sources.load(config.data)
     for line in describe(dataset, config):

@@ -2,16 +2,7 @@
 
 from pathlib import Path
 
-from eir_jax.experiments.runs import (
-    read_rounds,
-)
-from eir_jax.experiments.tables import (
-    find_workdirs,
-    group_by_settings,
-    ledger,
-    replace_block,
-)
-from eir_jax.system import cli
+from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
 
 DESCRIPTION = """\
@@ -34,19 +25,29 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="eir_jax.results", description=DESCRIPTION)
     parser.add_argument(
         "runs",
-        type=Path,
+        type=cli.path,
         nargs="+",
         metavar="DIR",
         help="folders of runs, at any depth",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("RESULTS.md"), help="(default: RESULTS.md)"
+        "--out", type=cli.path, default=Path("RESULTS.md"), help="(default: RESULTS.md)"
     )
     args = parser.parse_args(argv)
+    files.check_suffix(args.out, (".md", ".markdown", ".txt"), "Markdown")
+    files.check_writable(args.out)
+    from eir_jax.experiments.runs import read_rounds
+    from eir_jax.experiments.tables import (
+        find_workdirs,
+        group_by_settings,
+        ledger,
+        replace_block,
+    )
+
     finished = []
     for folder in args.runs:
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}")
+            raise UserError(f"there is no folder {files.in_words(folder)}")
         for workdir in find_workdirs(folder):
             found = read_rounds(workdir)
             finished += found

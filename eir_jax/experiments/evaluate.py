@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eir_jax.system import processes
-from eir_jax.system.files import write_json
+from eir_jax.system.errors import UserError
+from eir_jax.system.files import check_folder, check_writable, write_json
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
@@ -32,6 +33,7 @@ def evaluate(
     data_path: str | None = None,
     compare: Path | None = None,
     overrides: Sequence[str] = (),
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
 
@@ -42,6 +44,7 @@ def evaluate(
       data_path: where the data lies now, instead of the settings' `data.path`.
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
+      out: folder to write to; the workdir where it is left out.
 
     What other tasks found of the same checkpoint on the same data before stays.
 
@@ -62,6 +65,9 @@ def evaluate(
     from eir_jax.system.progress import ProgressLine
 
     run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
+    target = processes.output(out or workdir)
+    path = target / "eval" / f"step_{int(run.state.step)}.json"
+    check_outputs(target, path, not tasks or "figures" in tasks)
     dataset = load_data(run, data_path)
     refused = None
     if not tasks:
@@ -91,28 +97,54 @@ def evaluate(
         record |= parts
         protocols[task] = protocol.tag(decides, shared)
     record["protocol"] = protocols
-    target = processes.output(workdir)
-    path = target / "eval" / f"step_{record['step']}.json"
     record = keep_other_tasks(record, path)
 
     other = None
     if compare is not None:
-        other = evaluate(compare, tasks=tasks, data_path=data_path, overrides=overrides)
+        other = evaluate(
+            compare,
+            tasks=tasks,
+            data_path=data_path,
+            overrides=overrides,
+            out=out and out / "compared",
+        )
         other["label"] = str(compare)
-    pictures = {}
-    if "figures" in tasks:
-        pictures = draw(workdir, target / "figures", subject, compare)
-    if any(task in record for task in all_tasks.TASKS):
-        write_json(record, path)
-    write_report(
-        record,
-        flatten(run.config),
-        pictures,
-        target / "report.html",
-        paper=run.config.paper.to_dict() or None,
-        compare=other,
-    )
+    try:
+        if any(task in record for task in all_tasks.TASKS):
+            write_json(record, path)
+        pictures = {}
+        if "figures" in tasks:
+            pictures = draw(workdir, target / "figures", subject, compare)
+        write_report(
+            record,
+            flatten(run.config),
+            pictures,
+            target / "report.html",
+            paper=run.config.paper.to_dict() or None,
+            compare=other,
+        )
+    except (UserError, OSError):  # a disk that became full: the work is not lost
+        print_table(record)
+        raise
     return record
+
+
+def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
+    """Refuse a folder that cannot be written to before the work, not after it.
+
+    Raises:
+      UserError: naming what cannot be written.
+    """
+    try:
+        check_folder(target)
+        check_writable(record)
+        check_writable(target / "report.html")
+        if with_figures:
+            check_folder(target / "figures")
+    except UserError as error:
+        raise UserError(
+            f"{error}; give --out=DIR to write the evaluation elsewhere"
+        ) from None
 
 
 def keep_other_tasks(record: dict[str, Any], path: Path) -> dict[str, Any]:

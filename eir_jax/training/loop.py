@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from eir_jax.run.record import RunRecord
 from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
 from eir_jax.run.validate import profiled_steps, validate, validate_sizes
 from eir_jax.run.workdir import check_settings, own
-from eir_jax.system import processes, sharding
+from eir_jax.system import interruption, processes, sharding
 from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
@@ -39,7 +40,8 @@ from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
 from eir_jax.training.watch import best_by, evaluate, words_of
 
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+# Of a run that is not finished: a scheduler, whose SIGTERM is, is to start it again.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
 def train_and_evaluate(
@@ -48,7 +50,8 @@ def train_and_evaluate(
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
     `startup`, which has been counting, is told of the first step. Returns the exit
-    status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    status: 0 when finished; stopped before, 75 (EX_TEMPFAIL: to be started again) by
+    SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
@@ -56,7 +59,11 @@ def train_and_evaluate(
     validate(config)
     settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
     processes.check_equal("the settings", settings)
-    with own(workdir), enough_memory(_memory_advice(config)):
+    with (
+        own(workdir),
+        enough_memory(_memory_advice(config)),
+        interruption.ending_with(EXIT_CODES),
+    ):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir, startup)
 
@@ -341,7 +348,7 @@ def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills.
+    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice: now.
 
     Among several processes SIGTERM is JAX's, which has all end after the same step.
     """
@@ -349,7 +356,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number, frame):
         requests.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, interruption.leave)
         processes.request_stop()
 
     ours = EXIT_CODES if processes.count() == 1 else (signal.SIGINT,)
