@@ -38,11 +38,12 @@ def main(argv: list[str]) -> None:
     )
     args, overrides = parser.parse_known_args(argv)
     from eir_jax.data import sources
-    from eir_jax.run.validate import validate
+    from eir_jax.run.validate import check_data_there, validate
     from eir_jax.system.config import load_config
 
     config = load_config(args.config, overrides)
     validate(config)
+    check_data_there(config.data)
     files.check_folder(args.out)
     files.check_writable(args.out / "views.png")
     compilation_cache.keep_compiled()

@@ -32,9 +32,14 @@ def main(argv: list[str]) -> int:
     from eir_jax.system.config import load_config
 
     config = load_config(args.config, overrides)
+    from eir_jax.run.optimizer import schedule_note
+    from eir_jax.run.validate import validate
     from eir_jax.system.startup import Startup
     from eir_jax.training.loop import train_and_evaluate
 
+    validate(config)
+    if note := schedule_note(config, planned=load_config(args.config).num_epochs):
+        print(note)
     return train_and_evaluate(config, args.workdir, Startup(began))
 
 

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         seeds_in,
     )
     from eir_jax.experiments.sweep_table import draw_figures, write_table
+    from eir_jax.run.validate import check_data_there
 
     parser = cli.Parser(prog="eir_jax.sweep", description=DESCRIPTION)
     parser.add_argument(
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--grid",
         required=True,
+        type=cli.path,
         help="a file, or one of configs/grids by its name",
     )
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 (default: 0)")
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--table", action="store_true", help="write the table alone")
     args, overrides = parser.parse_known_args(argv)
-    grid = load_grid(args.grid)
+    grid = load_grid(str(args.grid))
     tasks = _tasks(args.tasks, TASKS)
     seeds = _seeds(args.seeds)
     runs = plan(args, grid, overrides, seeds)
@@ -83,6 +85,8 @@ def main(argv: list[str]) -> int:
     files.check_folder(args.workdir)
     failed: dict[str, str] = {}
     if not args.table:
+        for run in shard:
+            check_data_there(run.config.data)
         with stop_requests() as requests:
             failed = run_all(shard, tasks, requests)
         if requests:

@@ -20,6 +20,7 @@ from eir_jax.collection.embeddings import (
 )
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words
 
 FIGURE_QUERIES, FIGURE_COLUMNS, FIGURE_SIZE = 16, 16, 160
 
@@ -34,7 +35,9 @@ def embed_query(
         the .npz is not of the gallery's checkpoint.
     """
     if not query.exists():
-        raise UserError(f"there is no picture, folder or file {query} (--query)")
+        raise UserError(
+            f"there is no picture, folder or file {in_words(query)} (--query)"
+        )
     if query.suffix == ".npz":
         found = read_embeddings(query)
         _check_same_checkpoint(found.meta, gallery.meta, f"the rows of {query}")

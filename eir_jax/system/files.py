@@ -74,10 +74,11 @@ def check_writable(path: Path) -> None:
     Raises:
       UserError: it cannot be written, or `path` is a folder.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the name of a file")
-    with _said(path), replacing(path, moved=False) as part:
-        part.touch()
+    with _said(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file")
+        with replacing(path, moved=False) as part:
+            part.touch()
 
 
 def check_folder(folder: Path) -> None:
@@ -86,11 +87,11 @@ def check_folder(folder: Path) -> None:
     Raises:
       UserError: it cannot be written, or has a name such as files have.
     """
-    if folder.suffix.lower() in OF_FILES and not folder.is_dir():
-        raise UserError(
-            f"{folder} is to be a folder and has the name of a file; give a folder"
-        )
     with _said(folder):
+        if folder.suffix.lower() in OF_FILES and not folder.is_dir():
+            raise UserError(
+                f"{folder} is to be a folder and has the name of a file; give a folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 

@@ -29,7 +29,12 @@ from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.optimizer import make_optimizer, make_schedule
 from eir_jax.run.record import RunRecord
 from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
-from eir_jax.run.validate import profiled_steps, validate, validate_sizes
+from eir_jax.run.validate import (
+    check_data_there,
+    profiled_steps,
+    validate,
+    validate_sizes,
+)
 from eir_jax.run.workdir import check_settings, own
 from eir_jax.system import interruption, processes, sharding
 from eir_jax.system.config import flatten, save_config
@@ -57,6 +62,7 @@ def train_and_evaluate(
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
+    check_data_there(config.data)
     settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
     processes.check_equal("the settings", settings)
     with (
