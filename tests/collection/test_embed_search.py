@@ -429,7 +429,7 @@ def test_neither_imports_tensorflow(workdir, folder, tmp_path):
     """Nor could they: the import is made to fail, and the work is done."""
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from eir_jax import embed, search\n"
+        "from eir_jax import embed as command, search\n"
         f"command.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
         f" '--out={tmp_path / 'E.npz'}'])\n"
         f"search.main(['--embeddings={tmp_path / 'E.npz'}',"

@@ -450,9 +450,10 @@ def test_no_run_goes_on_without_its_sweep(tmp_path, number):
     )
     program = (
         "import signal, sys\n"
-        "from eir_jax import sweep\n"
+        "from eir_jax import sweep as program\n"
+        "from eir_jax.experiments import launch\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests' may be nohup's
-        f"sweep._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
+        f"launch._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
         "sys.exit(program.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
