@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,11 +29,16 @@ that the grid does not set can be given for all runs as --config.KEY=VALUE.
 def main(argv: list[str]) -> int:
     """Parse the command line and run the sweep; return the exit status.
 
-    0 where all went well or SIGTERM or SIGHUP stopped it, 1 where a run failed, 130 by
-    SIGINT.
+    0 where all went well, 1 where a run failed; stopped before the end: 75 by SIGTERM
+    (EX_TEMPFAIL: to be started again), 130 by SIGINT, 129 by SIGHUP.
     """
     from eir_jax.experiments.grid import load_grid
-    from eir_jax.experiments.launch import command_of, run_all, stop_requests
+    from eir_jax.experiments.launch import (
+        EXIT_CODES,
+        command_of,
+        run_all,
+        stop_requests,
+    )
     from eir_jax.experiments.runs import check_rules
     from eir_jax.experiments.sweep import (
         TASKS,
@@ -91,7 +95,7 @@ def main(argv: list[str]) -> int:
             failed = run_all(shard, tasks, requests)
         if requests:
             print("stopped; the same command goes on")
-            return 130 if requests[0] == signal.SIGINT else 0
+            return EXIT_CODES[requests[0]]
     if failed:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"

@@ -31,6 +31,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         status = main(sys.argv[1:])
         sys.stdout.flush()
         processes.finish()
+        interruption.finished(status or 0)
     except UserError as error:
         processes.fail(str(error), EXIT_BAD_INPUT)
         sys.exit(_fail(str(error)))

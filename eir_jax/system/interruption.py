@@ -15,6 +15,7 @@ NAMES = {
 }
 SHOW_CURSOR = b"\r\x1b[?25h\x1b[K"  # a progress bar hides it
 
+_finished: list[int] = []  # the status of work that is done
 _leaving = threading.Lock()
 _status: dict[int, int] = {number: 128 + number for number in NAMES}
 
@@ -50,10 +51,17 @@ def ending_with(status: Mapping[int, int]) -> Iterator[None]:
         _status.update(before)
 
 
+def finished(status: int) -> None:
+    """Let no signal change the status of a process that is about to exit."""
+    _finished.append(status)
+
+
 def leave(number: int, _frame: object = None) -> None:
     """End by a signal: say so in a line, remove what is half written, exit."""
     if not _leaving.acquire(blocking=False):
         return  # the other thread is at it
+    if _finished:
+        os._exit(_finished[0])
     line, status = f"stopped by {NAMES[signal.Signals(number)]}", _status[number]
     files.remove_parts()
     for stream in (1, 2):
