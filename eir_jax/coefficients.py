@@ -1,6 +1,7 @@
 """Curves of a number over a coefficient: `python -m eir_jax.coefficients DIR...`."""
 
 from eir_jax.system import cli, files
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Draw a number of evaluated runs against one of their settings, as the paper's Fig. 3 and
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
         xlabel=args.x,
         ylabel=args.y,
     )
-    print(f"{len(rows)} runs: {args.out}")
+    print(f"{counted(len(rows), 'run')}: {args.out}")
     return 0
 
 

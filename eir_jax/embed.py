@@ -1,7 +1,10 @@
 """Embed pictures by a trained encoder: `python -m eir_jax.embed --workdir=DIR`."""
 
+import sys
+
 from eir_jax.system import cli, compilation_cache, files, processes
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
@@ -78,6 +81,12 @@ def main(argv: list[str]) -> int:
         run = restore_run(args.workdir, args.step, overrides)
         if paths is not None:
             found = embed.embed_pictures(run, args.workdir, args.images, paths)
+            if any("/" in path for path in paths):
+                print(
+                    "no `label` is written: what a folder's name means is not known "
+                    "here; it stands in `path`",
+                    file=sys.stderr,
+                )
         elif args.images is not None:
             found = embed.embed_file(run, args.workdir, args.images, args.split)
         else:
@@ -86,7 +95,7 @@ def main(argv: list[str]) -> int:
     rows, dim = found.embedding.shape
     skipped = found.meta.get("skipped", 0)
     print(
-        f"{args.out}: {rows:,} embeddings of {dim} dimensions, by step "
+        f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by step "
         f"{found.meta['step']}" + (f"; {skipped:,} broken skipped" if skipped else "")
     )
     return 0

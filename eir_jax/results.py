@@ -4,6 +4,7 @@ from pathlib import Path
 
 from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Collect the evaluations of all runs under the folders DIR into tables: the paper's
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         )
     text = "\n".join(ledger(group_by_settings(finished), args.runs))
     replace_block(args.out, text)
-    print(f"{len(finished)} runs: {args.out}")
+    print(f"{counted(len(finished), 'run')}: {args.out}")
     return 0
 
 

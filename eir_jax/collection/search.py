@@ -138,8 +138,7 @@ def draw(
     ]
     if len(shown) < len(query.embedding):
         print(f"the figure shows the first {len(shown)} queries", file=sys.stderr)
-    names = [one_field(os.path.basename(name)) for name in names_of(query)]
-    names = [name.encode(errors="replace").decode() for name in names]
+    queries, neighbours = _shown_names(query), _shown_names(gallery)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # signs that the font does not have
@@ -150,11 +149,19 @@ def draw(
                 np.concatenate(labels),
                 path,
                 cosine,
-                row_names=[names[i] for i in shown],
+                row_names=[queries[i] for i in shown],
+                image_names=[neighbours[row] for row in rows]
+                + [queries[i] for i in shown],
                 class_names=gallery.meta.get("class_names"),
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written: {error}") from None
+
+
+def _shown_names(embeddings: Embeddings) -> list[str]:
+    """Return the files' own names, without their folders, as a font can draw them."""
+    names = (one_field(os.path.basename(name)) for name in names_of(embeddings))
+    return [name.encode(errors="replace").decode() for name in names]
 
 
 def _pictures(

@@ -197,6 +197,7 @@ def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
         test.embedding,
         test.labels,
         k=subject.run.config.retrieval.k,
+        nmi_limit=subject.run.config.retrieval.nmi_limit,
         mesh=subject.run.mesh,
         progress=progress,
     )

@@ -228,7 +228,8 @@ def print_table(record: dict[str, Any]) -> None:
             table.add_row(*row, f"{value:.4g}" if plain else f"{100 * value:.2f}")
         table.add_section()
     console = Console()
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     if skipped := record["skipped"]:
         print(f"batches left out of training, as not finite: steps {skipped}")
     for warning in record.get("warnings", ()):

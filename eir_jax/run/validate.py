@@ -36,8 +36,8 @@ RULES = {
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
-        "intra.ramp_steps linear.seed optimizer.milestones data.train_classes "
-        "data.test_classes data.expected",
+        "intra.ramp_steps linear.seed retrieval.nmi_limit optimizer.milestones "
+        "data.train_classes data.test_classes data.expected",
     ),
     "at least 1": (
         lambda x: x >= 1,
@@ -49,7 +49,8 @@ RULES = {
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
         "temperature interpolation.alpha optimizer.learning_rate knn.temperature "
-        "data.std views.crop_area views.crop_aspect linear.learning_rates",
+        "progress_every_seconds data.std views.crop_area views.crop_aspect "
+        "linear.learning_rates",
     ),
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,

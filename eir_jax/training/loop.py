@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
+from eir_jax.system.words import counted
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
 from eir_jax.training.watch import best_by, evaluate, words_of
@@ -202,7 +204,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         print(f"going on from the checkpoint of step {start_step}")
     skipped = run.meta["skipped"]
     writer = MetricsWriter(workdir, start_step)
-    progress = ProgressLine("training", num_steps, start_step)
+    progress = ProgressLine(
+        "training", num_steps, start_step, config.progress_every_seconds
+    )
     profile = StepProfile(profiled_steps(config), workdir, start_step, progress.say)
     pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
     logged_at, logged_step = time.monotonic(), start_step
@@ -286,6 +290,11 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     if stopped is not None and step < num_steps:
         print(f"stopped at step {step} of {num_steps}, saved; the same command goes on")
         return EXIT_CODES[stopped]
+    place = shlex.quote(str(workdir))
+    print(f"trained: `python -m eir_jax.evaluate --workdir={place}` judges it,")
+    print(
+        f"`python -m eir_jax.embed --workdir={place} --images=DIR --out=E.npz` embeds"
+    )
     return 0
 
 
@@ -388,7 +397,7 @@ def _summary(run: Run, state: TrainState) -> str:
     size = config.data.image_size
     test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
@@ -396,6 +405,6 @@ def _summary(run: Run, state: TrainState) -> str:
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}; {rounds}{config.num_epochs} epochs, "
-        f"{run.num_steps:,} steps of {config.batch_size}"
+        f"{devices}; {rounds}{counted(config.num_epochs, 'epoch')}, "
+        f"{counted(run.num_steps, 'step')} of {config.batch_size}"
     )
