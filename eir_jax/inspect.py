@@ -168,8 +168,12 @@ def draw_views(dataset: "Dataset", config: "ConfigDict", path: Path) -> None:
             axes.spines[:].set_visible(False)
             if row == 0:
                 axes.set_title(title, fontsize=11, weight="bold")
+    files = [f for f in dataset.files if f.split == "train" and not f.broken]
+    names = [file.path.rsplit("/", 1)[-1] for file in files]
+    if len(names) != len(images):  # another source than a folder
+        names = []
     for row, index in enumerate(batch["index"]):
-        lines = [f"image {index}"]
+        lines = [_shortened(names[index]) if names else f"image {index}"]
         if dataset.train.labels is not None:
             label = int(dataset.train.labels[index])
             lines.append(_shortened(_class_name(label, dataset.class_names)))
@@ -178,8 +182,9 @@ def draw_views(dataset: "Dataset", config: "ConfigDict", path: Path) -> None:
         )
         if "mixed" in batch:
             partner = batch["index"][batch["partner"][row]]
-            words = f"{batch['ratio'][row]:.0%} its own, the rest {partner}"
-            grid[row, -1].set_xlabel(words, fontsize=9)
+            other = _shortened(names[partner]) if names else partner
+            words = f"{batch['ratio'][row]:.0%} its own, the rest {other}"
+            grid[row, -1].set_xlabel(words, fontsize=9, parse_math=False)
     write_png(figure, path)
 
 
@@ -220,7 +225,8 @@ def _seen(view: "np.ndarray", config: "ConfigDict") -> "np.ndarray":
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+    name = name.encode(errors="replace").decode()
+    return name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}"
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def evaluate(
     from eir_jax.evaluation import tasks as all_tasks
     from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.figures.report import write_report
+    from eir_jax.run.record import made_by
     from eir_jax.system.config import flatten
     from eir_jax.system.progress import ProgressLine
 
@@ -120,6 +121,7 @@ def evaluate(
             flatten(run.config),
             pictures,
             target / "report.html",
+            made=made_by(workdir),
             paper=run.config.paper.to_dict() or None,
             compare=other,
         )
