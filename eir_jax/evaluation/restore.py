@@ -12,6 +12,7 @@ from eir_jax.data.dataset import Dataset
 from eir_jax.data.sources import load
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.models.encoder import make_encoder
+from eir_jax.objectives.systems import make_objective
 from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint, Meta
 from eir_jax.run.optimizer import make_optimizer
 from eir_jax.run.state import TrainState, abstract_train_state
@@ -68,7 +69,8 @@ def restore_run(
                 f"the checkpoints in {workdir} are of the model {saved}, its "
                 f"config.json says {config.model.to_dict()}; put the settings back"
             )
-        return abstract_train_state(config, encoder, tx, meta["num_examples"], mesh)
+        objective = make_objective(config, meta["num_examples"], mesh)
+        return abstract_train_state(config, objective, encoder, tx, mesh)
 
     directory = workdir / "checkpoints"
     checkpoints = Checkpoints(directory, read_only=True) if directory.is_dir() else None

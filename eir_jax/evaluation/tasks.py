@@ -86,14 +86,15 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     config, mesh = subject.run.config, subject.run.mesh
     train, train_labels, test, test_labels = _labelled_pair(subject)
     rows = labelled_rows(subject.dataset, "train")
-    bank = sharding.fetch(subject.run.state.memory_bank)[rows]
     k = check_neighbours(config.knn.k)
     parts: dict[str, Any] = {}
-    searches = (
+    searches = [
         ("knn", test.embedding, train.embedding),
         ("knn_feature", test.feature, train.feature),
-        ("knn_bank", test.embedding, bank),
-    )
+    ]
+    if "bank" in subject.run.state.memory:  # a row for each training image
+        bank = sharding.fetch(subject.run.state.memory["bank"])[rows]
+        searches.append(("knn_bank", test.embedding, bank))
     for number, (name, query, gallery) in enumerate(searches):
         similarity, index = nearest(
             unit_rows(query, "test"),

@@ -7,24 +7,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eir_jax.data.sources import SOURCES
+from eir_jax.models.convolution import KERNEL_INIT
+from eir_jax.models.resnet import BLOCKS
+from eir_jax.objectives.systems import SYSTEMS
 from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, local_path
 
 CHOICES = {
-    "instance.form": ("iraug", "iraug_sum", "ir"),
+    "objective": SYSTEMS,
     "inter.negatives": ("batch", "bank"),
     "interpolation.kind": ("cutmix", "mixup"),
-    "model.name": ("resnet18", "resnet10", "resnet34"),
+    "model.name": tuple(BLOCKS),
     "model.stem": ("small", "imagenet"),
-    "model.init": ("pytorch", "he"),
+    "model.init": tuple(KERNEL_INIT),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.precision": ("default", "high", "highest"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
     "bank.form": ("auto", "dense", "streamed"),
     "bank.dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "arrays", "tfds", "folder"),
+    "data.source": tuple(SOURCES),
     "data.fit": ("crop", "squash"),
     "data.keep": ("pixels", "encoded"),
     "data.broken": ("skip", "error"),
@@ -48,13 +52,13 @@ RULES = {
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
-        "temperature interpolation.alpha optimizer.learning_rate knn.temperature "
-        "progress_every_seconds data.std views.crop_area views.crop_aspect "
-        "linear.learning_rates",
+        "temperature intra.temperature interpolation.alpha optimizer.learning_rate "
+        "knn.temperature progress_every_seconds data.std views.crop_area "
+        "views.crop_aspect linear.learning_rates",
     ),
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,
-        "lambda_intra lambda_inter intra.temperature optimizer.weight_decay "
+        "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay "
         "optimizer.factors linear.weight_decays",
     ),
     "finite": (math.isfinite, "data.mean"),

@@ -97,7 +97,7 @@ def read_config(path: Path) -> ConfigDict:
             f"{in_words(path.parent)} is no workdir: {why}; give the --workdir "
             "of a run of eir_jax.main"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read as settings ({error}); put it right, or train anew "
             "in another --workdir"
@@ -111,10 +111,10 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
     there was the setting.
 
     Raises:
-      TypeError, ValueError, AttributeError: these are no settings.
+      KeyError, TypeError, ValueError, AttributeError: these are no settings.
     """
     config = _base().copy_and_resolve_references()
-    config.update(ConfigDict(_tuples(saved)))
+    config.update(ConfigDict(_tuples(_as_today(saved))))
     for key, value in flatten(config).items():
         if value is None:
             raise ValueError(f"{key} has no value")
@@ -124,6 +124,16 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
 def base_values() -> dict[str, Any]:
     """Return {dotted key: value} of configs/base.py, which may be absent."""
     return flatten(_base())
+
+
+def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved settings in today's words, where an older version had others."""
+    saved = {**saved, "intra": dict(saved.get("intra", {}))}
+    if "instance" in saved:  # it held the objective's name
+        saved["objective"] = saved.pop("instance")["form"]
+    if "temperature" in saved and not saved["intra"].get("temperature"):
+        saved["intra"]["temperature"] = saved["temperature"]  # 0 meant that
+    return saved
 
 
 @functools.cache

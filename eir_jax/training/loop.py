@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
-from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.augment_device import put_images
 from eir_jax.data.dataset import Dataset, labelled_rows
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.views import Slot
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.tasks import (
     refused_tasks,
@@ -27,9 +28,8 @@ from eir_jax.evaluation.tasks import (
 from eir_jax.models.encoder import make_encoder
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
-from eir_jax.run.optimizer import make_optimizer, make_schedule
 from eir_jax.run.record import RunRecord
-from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
+from eir_jax.run.state import TrainState
 from eir_jax.run.validate import (
     check_data_there,
     profiled_steps,
@@ -43,8 +43,9 @@ from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
 from eir_jax.system.words import counted
+from eir_jax.training.parts import Parts, make_parts
 from eir_jax.training.profiling import StepProfile
-from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
+from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
 # Of a run that is not finished: a scheduler, whose SIGTERM is, is to start it again.
@@ -90,9 +91,7 @@ def _train_and_evaluate(
     validate_sizes(config, num_examples, mesh.size, num_voters)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
 
-    encoder = make_encoder(config)
-    schedule = make_schedule(config, steps_per_epoch)
-    tx = make_optimizer(config, steps_per_epoch)
+    parts = make_parts(config, num_examples, mesh)
     meta: Meta = {
         "num_examples": num_examples,
         "train_hash": dataset.train_hash,
@@ -107,12 +106,9 @@ def _train_and_evaluate(
     )
     if processes.is_main():
         record(dataset, workdir, resumes=bool(checkpoints.steps))
-    views_of, resident = None, {}
+    resident = {}
     if config.data.pipeline == "device":
-        views_of = make_batch_views(config, mesh)
         resident["images"] = put_images(dataset.train.images, config, mesh)
-    step = make_train_step(config, encoder, tx, schedule, num_examples, mesh)
-    abstract = abstract_train_state(config, encoder, tx, num_examples, mesh)
     run = Run(
         config=config,
         workdir=workdir,
@@ -121,14 +117,15 @@ def _train_and_evaluate(
         steps_per_epoch=steps_per_epoch,
         round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
-        train_step=compile_train_step(step, abstract, mesh, views_of),
+        train_step=parts.compiled_step(),
+        slots=parts.objective.slots,
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
         checkpoints=checkpoints,
         meta=meta,
     )
     while True:
-        state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
+        state = _restore_or_create(parts, meta, checkpoints)
         if (taken := int(state.step)) > run.num_steps:
             raise UserError(
                 f"{workdir} is trained to step {taken}, beyond the "
@@ -162,6 +159,7 @@ class Run:
     round_steps: int
     num_steps: int
     train_step: TrainStep
+    slots: tuple[Slot, ...]
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
     embed: Embed
@@ -235,6 +233,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     batches = make_train_batches(
         run.dataset.train.images,
         config,
+        run.slots,
         start_step,
         num_steps,
         sharding.process_rows(config.batch_size, run.mesh),
@@ -299,10 +298,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
 
 def _restore_or_create(
-    config, encoder, tx, meta: Meta, mesh, checkpoints: Checkpoints
+    parts: Parts, meta: Meta, checkpoints: Checkpoints
 ) -> TrainState:
-    num_examples = meta["num_examples"]
-
     def abstract(saved: Meta) -> TrainState:
         for key, words in (("num_examples", "number"), ("train_hash", "content")):
             if saved[key] != meta[key]:
@@ -311,7 +308,7 @@ def _restore_or_create(
                     f"images: their {words} was {saved[key]}, here it is {meta[key]}; "
                     "give the data they were trained on, or another --workdir"
                 )
-        return abstract_train_state(config, encoder, tx, num_examples, mesh)
+        return parts.abstract_state()
 
     found = checkpoints.restore_newest(abstract)
     if found is None:
@@ -320,7 +317,7 @@ def _restore_or_create(
                 f"every checkpoint in {checkpoints.directory} is damaged; move the "
                 "folder away to train from the beginning"
             )
-        return create_train_state(config, encoder, tx, num_examples, mesh)
+        return parts.create_state()
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})

@@ -13,8 +13,7 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
-from eir_jax.collection import embeddings as embed
-from eir_jax.collection import search
+from eir_jax import search as search_command
 from eir_jax.collection.duplicates import near_duplicates
 from eir_jax.data.pictures import BrokenPicture, list_pictures, read_picture
 from eir_jax.data.sources import load
@@ -288,7 +287,7 @@ def workdir(tmp_path_factory):
     state = small.create()
     checkpoints.save(state, meta, None)
     checkpoints.wait()
-    other = state.replace(step=state.step + 1, memory_bank=-state.memory_bank)
+    other = state.replace(step=state.step + 1, memory={"bank": -state.memory["bank"]})
     checkpoints.save(other, meta, None)
     checkpoints.close()
     return folder
@@ -429,8 +428,8 @@ def test_neither_imports_tensorflow(workdir, folder, tmp_path):
     """Nor could they: the import is made to fail, and the work is done."""
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from eir_jax import embed as command, search\n"
-        f"command.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
+        "from eir_jax import embed, search\n"
+        f"embed.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
         f" '--out={tmp_path / 'E.npz'}'])\n"
         f"search.main(['--embeddings={tmp_path / 'E.npz'}',"
         f" '--query={folder / 'noise'}', '--k=1'])\n"
@@ -458,7 +457,9 @@ def test_checkpoint_of_another_model_is_refused(workdir, tmp_path):
 
 def refused(module, *words):
     with pytest.raises((UserError, SystemExit)) as error:
-        {"embed": embed, "search": search}[module].main([str(word) for word in words])
+        {"embed": command, "search": search_command}[module].main(
+            [str(word) for word in words]
+        )
     return str(error.value)
 
 
