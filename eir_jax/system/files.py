@@ -59,8 +59,10 @@ def check_suffix(path: Path, kinds: tuple[str, ...], what: str) -> None:
       what: is written, in words.
 
     Raises:
-      UserError: naming the suffixes that fit.
+      UserError: naming the suffixes that fit; or it is a folder.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; give the name of a file")
     if path.suffix.lower() not in kinds:
         raise UserError(
             f"{path} would hold {what}, which its name does not say; give a name that "
