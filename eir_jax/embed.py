@@ -21,7 +21,7 @@ time.
 
 def main(argv: list[str]) -> int:
     """Parse the command line, embed and write; return the exit status."""
-    from eir_jax.data.pictures import SUFFIXES
+    from eir_jax.data.picture_files import SUFFIXES
 
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
     parser.add_argument(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import check_writable, in_words, replacing
+from eir_jax.system.files import check_writable, in_words, replacing, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
     check_writable(file)
 
     def write(found: Embeddings) -> None:
-        arrays = vars(found) | {"meta": json.dumps(found.meta)}
+        arrays = vars(found) | {"meta": to_json(found.meta)}
         try:
             with replacing(file) as part, part.open("wb") as stream:
                 np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})

@@ -16,9 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from eir_jax.data.picture_files import SUFFIXES as SUFFIXES
 from eir_jax.data.picture_files import formats_of
-from eir_jax.data.picture_files import list_pictures as list_pictures
 from eir_jax.system.errors import one_line
 
 TURNS = {  # of the EXIF orientation

@@ -91,7 +91,8 @@ def check_evaluation(record: dict[str, Any]) -> None:
         math.isfinite(protocol["knn"]["temperature"])
     for part in record.keys() & set(PARTS):
         protocol.get(part, {}).items()
-        if not all(math.isfinite(value) for value in record[part].values()):
+        found = (value for value in record[part].values() if value is not None)
+        if not all(map(math.isfinite, found)):
             raise ValueError(f"a number of {part} is not finite")
 
 

@@ -15,7 +15,8 @@ from small import SmallRun, small_config
 from eir_jax import embed as command
 from eir_jax import search as search_command
 from eir_jax.collection.duplicates import near_duplicates
-from eir_jax.data.pictures import BrokenPicture, list_pictures, read_picture
+from eir_jax.data.picture_files import list_pictures
+from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.data.sources import load
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.run.checkpoint import Checkpoints
