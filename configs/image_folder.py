@@ -9,7 +9,7 @@ measured while training; without, use eir_jax.embed and eir_jax.search. For fewe
 200 training pictures also give --config.knn.k. Not in the paper.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

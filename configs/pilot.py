@@ -20,7 +20,7 @@ The runs of RESULTS.md drew theirs from a copy in another order: `data.inspect` 
 Table 1 is looked into here (RESULTS.md).
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,10 +20,12 @@ from eir_jax.data.dataset import Dataset, labelled_rows
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.evaluation.embed import Embed, make_embed
+from eir_jax.evaluation.restore import tensors_of
 from eir_jax.evaluation.tasks import (
     refused_tasks,
 )
 from eir_jax.models.encoder import make_encoder
+from eir_jax.models.weights import from_torchvision
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.optimizer import make_optimizer, make_schedule
@@ -298,11 +301,24 @@ def _restore_or_create(
                 f"every checkpoint in {checkpoints.directory} is damaged; move the "
                 "folder away to train from the beginning"
             )
-        return create_train_state(config, encoder, tx, num_examples, mesh)
+        state = create_train_state(config, encoder, tx, num_examples, mesh)
+        return _with_weights(config, state, mesh) if config.model.weights else state
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
     return state
+
+
+def _with_weights(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
+    """Return the state before the first step with the backbone of `model.weights`."""
+    tensors = tensors_of(Path(config.model.weights).expanduser())
+    params, batch_stats = jax.tree.map(
+        lambda x: sharding.put_everywhere(np.asarray(x), mesh),
+        from_torchvision(tensors, state.params, state.batch_stats, with_head=False),
+    )
+    if processes.is_main():
+        print(f"backbone of {config.model.weights}; head and memory bank begin anew")
+    return state.replace(params=params, batch_stats=batch_stats)
 
 
 def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:
