@@ -1,6 +1,9 @@
 """Evaluate a run from its checkpoint: `python -m eir_jax.evaluate --workdir=DIR`."""
 
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 from eir_jax.experiments.evaluate import TASKS, evaluate, print_table
 from eir_jax.system import cli, compilation_cache, processes
@@ -53,6 +56,18 @@ def main(argv: list[str]) -> int:
     print(f"report: {args.workdir / 'report.html'}")
     return 0
 
+
+class _CallableModule(types.ModuleType):
+    """This module as the function `eir_jax.evaluate` too, which has its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate a run: see eir_jax.api.evaluate."""
+        from eir_jax import api
+
+        return api.evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     cli.run(main)

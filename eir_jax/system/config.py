@@ -25,22 +25,29 @@ CONFIGS = Path(configs.__path__[0])
 OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
-def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(
+    config: str | os.PathLike[str] | ConfigDict, overrides: Sequence[str] = ()
+) -> ConfigDict:
     """Run `get_config()` of a config file and apply the overrides.
 
     Settings that the file does not name have the values of configs/base.py.
 
     Args:
-      name_or_file: 'digits' is configs/digits.py of ours, from any folder.
+      config: a file, or a name: 'digits' is configs/digits.py of ours, from any folder;
+        or what a file's `get_config()` returns.
       overrides: command-line words `--config.key=value` (or the value as the next
         word); a value is read as the type that the key has.
 
     Raises:
       UserError: no such file, no `get_config` in it, an unknown key, a wrong type.
     """
-    config = _completed(_run_config_file(find_config(name_or_file)), name_or_file)
-    override(config, overrides)
-    return config
+    if isinstance(config, ConfigDict):
+        settings = _completed(config, "given")
+    else:
+        name = os.fspath(config)
+        settings = _completed(_run_config_file(find_config(name)), name)
+    override(settings, overrides)
+    return settings
 
 
 def find_config(name_or_file: str, folder: str = "") -> Path:
@@ -195,13 +202,13 @@ def _completed(config: ConfigDict, name: str) -> ConfigDict:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"config file {name} sets {key}, and there is no such setting{hint} "
+                f"config {name} sets {key}, and there is no such setting{hint} "
                 "(configs/base.py has all)"
             )
     try:
         return complete(config.to_dict())
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"config file {name}: {error}; see configs/base.py") from None
+        raise UserError(f"config {name}: {error}; see configs/base.py") from None
 
 
 def _tuples(value: Any) -> Any:

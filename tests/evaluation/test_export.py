@@ -153,9 +153,7 @@ def test_pytorch_says_the_same_by_the_loader_of_the_docs(exported, tmp_path):
 
 def test_backbone_of_a_run_is_taken_and_the_head_is_not(exported):
     workdir, run, _, _ = exported
-    other = run.config.copy_and_resolve_references()
-    other.seed = 1
-    state = SmallRun(other).create()
+    state = jax.tree.map(lambda x: np.asarray(x) + 1, run.state)
     params, stats = from_torchvision(
         tensors_of(workdir), state.params, state.batch_stats, with_head=False
     )
