@@ -24,6 +24,7 @@ from eir_jax.collection.embed import (
     existing_pictures,
 )
 from eir_jax.collection.embeddings import Embeddings
+from eir_jax.evaluation.export import export
 from eir_jax.evaluation.knn import knn_accuracy, unit_rows
 from eir_jax.evaluation.nearest import nearest
 from eir_jax.evaluation.restore import restore
@@ -103,6 +104,15 @@ class TrainedEncoder:
             if not len(images):
                 raise UserError("there is no image to embed: the array is empty")
             return embed_arrays(self._run, self._source, images)
+
+    def export(self, file: AnyPath) -> None:
+        """Write the weights: .safetensors, .onnx or .stablehlo (docs/weights.md).
+
+        Raises:
+          UserError: another suffix, a package that is not installed, or the file cannot
+            be written.
+        """
+        export(self._run, self._source, Path(file).expanduser())
 
 
 class Transformer(TransformerMixin, BaseEstimator):
@@ -226,6 +236,7 @@ def evaluate(
             None if data_path is None else str(data_path),
             overrides=_words(settings),
         )
+    if progress:
         print_table(record)
     return record
 

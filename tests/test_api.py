@@ -12,8 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 import eir_jax
-from eir_jax.evaluation.export import export
-from eir_jax.evaluation.restore import restore_run
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
 
@@ -156,7 +154,7 @@ def test_transformer_in_a_pipeline(encoder, workdir, pictures):
 
 def test_exported_weights_embed_as_the_run(encoder, workdir, pictures, tmp_path):
     file = tmp_path / "F.safetensors"
-    export(restore_run(workdir), workdir, file)
+    encoder.export(str(file))
     found, expected = eir_jax.load(file).embed(pictures), encoder.embed(pictures)
     np.testing.assert_array_equal(found.embedding, expected.embedding)
     assert found.meta["checkpoint"] == expected.meta["checkpoint"]

@@ -129,10 +129,7 @@ def run(folder, *words, status=0):
 def test_installed_program_trains_evaluates_and_sweeps(installed):
     where = run(installed, "python", "-c", "import eir_jax; print(eir_jax.__file__)")
     assert str(installed) in where.stdout
-    run(installed, "eir-jax", "train", "--config=digits", "--workdir=w", *TINY)
-    result = run(installed, "eir-jax", "evaluate", "--workdir=w", "--tasks=knn")
-    assert "kNN" in result.stdout and (installed / "w/report.html").is_file()
-    # A config of the user's own: of two settings, with one of ours, as before.
+    # A config and a grid of the user's own, with parts of ours, also as `configs`.
     (installed / "mine.py").write_text(
         "from ml_collections import ConfigDict\n"
         "from configs import digits\n"
@@ -142,15 +139,17 @@ def test_installed_program_trains_evaluates_and_sweeps(installed):
         "    c.temperature = base.get_config().temperature\n"
         "    return c\n"
     )
-    words = ["--config=mine.py", "--grid=choices", "--workdir=s", "--tasks=knn", *TINY]
-    result = run(installed, "eir-jax", "sweep", *words, "--dry_run")
-    assert len(result.stdout.splitlines()) == 6
     (installed / "grid.py").write_text(
-        "from configs.grids import table1\nGRID = {'Random': table1.GRID['Random']}\n"
+        "from configs.grids import table1\nGRID = {'IRaug': table1.GRID['IRaug']}\n"
     )
-    words = [word.replace("choices", "grid.py") for word in words]
-    result = run(installed, "python", "-m", "eir_jax.sweep", *words)
+    words = ["--config=mine.py", "--workdir=s", "--tasks=knn", *TINY]
+    result = run(installed, "eir-jax", "sweep", "--grid=choices", *words, "--dry_run")
+    assert len(result.stdout.splitlines()) == 6
+    result = run(installed, "python", "-m", "eir_jax.sweep", "--grid=grid.py", *words)
     assert "finished after" in result.stdout and (installed / "s/table.md").is_file()
+    run(installed, "eir-jax", "train", "--config=digits", "--workdir=w", *TINY)
+    result = run(installed, "eir-jax", "evaluate", "--workdir=w", "--tasks=knn")
+    assert "kNN" in result.stdout and (installed / "w/report.html").is_file()
 
 
 @pytest.mark.slow
@@ -193,7 +192,7 @@ def test_our_configs_go_by_name_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "configs" / "mine.py").write_text("from digits import get_config")
     (tmp_path / "more.py").write_text("from configs.mine import get_config")
     assert load_config("more.py").seed == 9
-    with pytest.raises(UserError, match="no config file configs/digts.py; did you"):
+    with pytest.raises(UserError, match=r"no config file configs/digts\.py; did you"):
         load_config("digts")
 
 

@@ -387,6 +387,41 @@ def test_search_by_picture(folder, embedded, tmp_path):
     assert {rows[0][2], rows[1][2]} == {"copy of 3.bmp", "noise/3.png"}
 
 
+def test_weights_go_out_and_embed_as_the_run(workdir, folder, embedded, tmp_path):
+    out, _ = embedded
+    weights = tmp_path / "deeper" / "F.safetensors"
+    result = done("export", f"--workdir={workdir}", f"--to={weights}")
+    assert "step 1, " in result.stdout
+    words = [
+        f"--weights={weights}",
+        f"--images={folder}",
+        f"--out={tmp_path / 'W.npz'}",
+    ]
+    assert f"by {weights}" in done("embed", *words).stdout
+    found, expected = arrays_of(tmp_path / "W.npz"), arrays_of(out)
+    for key in ("embedding", "feature", "path"):
+        np.testing.assert_array_equal(found[key], expected[key])
+    words = [f"--embeddings={tmp_path / 'W.npz'}", "--k=2"]
+    rows = rows_of(done("search", *words, f"--query={folder / 'noise' / '3.png'}"))
+    assert [row[2] for row in rows] == ["copy of 3.bmp", "noise/3.png"]
+
+
+def test_export_and_weights_refuse(workdir, folder, tmp_path):
+    refuse = refused("export", f"--workdir={workdir}", f"--to={tmp_path / 'F.h5'}")
+    assert_refused(refuse, "no form of .safetensors, .onnx, .stablehlo")
+    refuse = refused("export", "--workdir=/nowhere", f"--to={tmp_path / 'F.onnx'}")
+    assert_refused(refuse, "/nowhere is no workdir")
+    words = [f"--images={folder}", f"--out={tmp_path / 'o.npz'}"]
+    refuse = refused("embed", f"--weights={tmp_path / 'no.safetensors'}", *words)
+    assert_refused(refuse, "there is no file of weights")
+    both = [f"--weights={folder}", f"--workdir={workdir}", *words]
+    with pytest.raises(SystemExit, match="2"):
+        command.main(both)
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--weights={folder}", "--step=3", *words])
+    assert not list(tmp_path.iterdir())
+
+
 def test_search_by_folder_skips_the_broken(workdir, folder, embedded):
     out, _ = embedded
     result = done(
