@@ -92,9 +92,10 @@ def get_config() -> ConfigDict:
     c.data.path = ""  # the .npz file, the folder, or the TFDS data_dir ('': its own)
     c.data.image_size = 32  # pixels, height and width that the encoder sees
     # Pixels: an image is first brought to a square of this side, of which test views
-    # are the centre; 0: image_size. How: 'crop' (the shorter side is resized, then the
-    # centre is taken; training views are cut from the whole image where it is kept
-    # encoded) or 'squash' (both sides are resized).
+    # are the centre; 0: image_size. In the files for 224 px it is 8/7 of image_size and
+    # follows that, until it is given itself. How: 'crop' (the shorter side is resized,
+    # then the centre is taken; training views are cut from the whole image where it is
+    # kept encoded) or 'squash' (both sides are resized).
     c.data.resize = 0
     c.data.fit = "crop"
     # What stays in memory: the 'pixels' of the square, or the 'encoded' file (or where
@@ -108,6 +109,11 @@ def get_config() -> ConfigDict:
     c.data.train_classes = (0, 0)
     c.data.test_classes = (0, 0)
     c.data.class_list = ""  # a file with the names of the classes kept, one a line
+    # Where there is no test split: the share of each class of train that becomes it, in
+    # [0, 1), chosen by a seed of its own, so that all runs are judged by the same; 0:
+    # none, all images train, and kNN and retrieval are measured within train.
+    c.data.held_out = 0.0
+    c.data.held_out_seed = 0
     c.data.expected = (0, 0)  # train and test images; a difference is said; 0: any
     # Where views are made: 'tf.data' on the host, or 'device' inside the step, the
     # images as uint8 in the accelerator's memory ('replicated' or 'sharded').

@@ -17,7 +17,7 @@ def get_config():
     c.data.source = "folder"
     c.data.name = "pictures"
     c.data.image_size = 224
-    c.data.resize = 256
+    c.data.resize = c.data.get_oneway_ref("image_size") * 8 // 7  # 256
     c.data.fit = "crop"
     c.data.keep = "encoded"
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet's

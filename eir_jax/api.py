@@ -221,7 +221,7 @@ def evaluate(
     Raises:
       UserError: no checkpoint, or other data than the checkpoint's.
     """
-    from eir_jax.experiments.evaluate import TASKS, print_table
+    from eir_jax.experiments.evaluate import TASKS, print_remarks, print_task
     from eir_jax.experiments.evaluate import evaluate as evaluate_run
 
     cli.quiet_libraries()
@@ -235,9 +235,10 @@ def evaluate(
             tuple(tasks),
             None if data_path is None else str(data_path),
             overrides=_words(settings),
+            tell=print_task if progress else None,
         )
-    if progress:
-        print_table(record)
+        if progress:
+            print_remarks(record)
     return record
 
 

@@ -5,7 +5,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from eir_jax.experiments.evaluate import TASKS, evaluate, print_table
+from eir_jax.experiments.evaluate import TASKS, evaluate, print_remarks, print_task
 from eir_jax.system import cli, compilation_cache, processes
 from eir_jax.system.errors import UserError
 
@@ -50,9 +50,15 @@ def main(argv: list[str]) -> int:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
     record = evaluate(
-        args.workdir, args.step, tasks, args.data_path, args.compare, overrides
+        args.workdir,
+        args.step,
+        tasks,
+        args.data_path,
+        args.compare,
+        overrides,
+        print_task,
     )
-    print_table(record)
+    print_remarks(record)
     print(f"report: {args.workdir / 'report.html'}")
     return 0
 

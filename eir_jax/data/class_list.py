@@ -4,6 +4,7 @@ Needs neither TensorFlow nor JAX.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +22,26 @@ COMMENT = re.compile(r"(?:^|\s)#")
 def read_class_list(name: str) -> tuple[str, ...]:
     """Read names, one a line, from a text file or the packaged list `name`.
 
-    Blank lines and comments, a '#' at the start or after a blank, are left out.
+    Blank lines and comments, a '#' at the start or after a blank, are left out. Names
+    are brought to Unicode's form NFC, as those of folders are.
 
     Raises:
       UserError: there is no such file or list, it holds no name, or one twice.
     """
     path = PACKAGED.get(name, Path(name).expanduser())
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a mark in front
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UserError(
             f"the class list {name} (data.class_list) cannot be read: {why}; give a "
             f"text file with one class a line, or {' or '.join(PACKAGED)}"
         ) from None
-    names = [text for line in lines if (text := COMMENT.split(line)[0].strip())]
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    names = [name for line in lines if (name := COMMENT.split(line)[0].strip())]
     if not names:
         raise UserError(f"the class list {name} (data.class_list) holds no class")
-    twice = [text for text, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
             f"the class list {name} (data.class_list) names {_some(twice)} twice"

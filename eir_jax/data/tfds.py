@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -54,6 +55,7 @@ def load_tfds(config: ConfigDict) -> Dataset:
     stored = _check_features(builder)
     _prepare(tfds, builder)
     names, listed = builder.info.features["label"].names, None
+    names = [unicodedata.normalize("NFC", name) for name in names]
     if config.class_list:
         from eir_jax.data.class_list import read_class_list
 

@@ -223,7 +223,7 @@ def load_data(run: Run, data_path: str | None = None) -> Dataset:
     dataset = load(run.config.data)
     for note in dataset.notes:
         print(note, file=sys.stderr)
-    if dataset.train_hash != run.meta["train_hash"]:
+    if not dataset.trains_as(run.meta["train_hash"]):
         raise UserError(
             f"the training images of {dataset.name} are not those of the checkpoint "
             f"(content {dataset.train_hash[:12]}, there "

@@ -4,6 +4,7 @@ Each metric takes the labels of the neighbours found by one search, so that othe
 (R-precision, MAP@R) can share it.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -57,17 +58,18 @@ def retrieval_scores(
     k: Iterable[int] = (1, 2, 4, 8),
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure R@K, MAP@R, R-precision and NMI, each in [0, 1], by one search.
 
-    Arguments, errors and R@K as in `recall_at_k`.
+    Arguments, errors and R@K as in `recall_at_k`. MAP@R and R-precision are None where
+    every row is alone in its class.
     """
     k = check_neighbours(k)
     _, count = np.unique(label, return_counts=True)
     depth = max(max(k), int(count.max()) - 1)
     found, checked = _neighbour_labels(embedding, label, depth, mesh, progress)
     recall = recall_of_neighbours(found, checked, k=k)
-    scores = {f"R@{n}": value for n, value in recall.items()}
+    scores: dict[str, float | None] = {f"R@{n}": value for n, value in recall.items()}
     scores["MAP@R"], scores["R-precision"] = precision_of_neighbours(found, checked)
     scores["NMI"] = clustering_nmi(embedding, checked)
     return scores
@@ -76,12 +78,12 @@ def retrieval_scores(
 def precision_of_neighbours(
     neighbour_label: Int[np.ndarray, "query neighbour"],
     query_label: Int[np.ndarray, " query"],
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
     """Measure MAP@R and R-precision, R being the other rows of the query's class.
 
     R-precision is the share of the R nearest that are of the class; MAP@R the mean over
     those R places of the precision there, where the place itself is right. A row alone
-    in its class has no R and is left out.
+    in its class has no R and is left out; where all are, there is no mean: None.
 
     Args:
         neighbour_label: the nearest first; as many as the largest class less 1.
@@ -92,6 +94,8 @@ def precision_of_neighbours(
     _, inverse, count = np.unique(query_label, return_inverse=True, return_counts=True)
     others = count[inverse] - 1
     rows = np.flatnonzero(others)
+    if not len(rows):
+        return None, None
     others = others[rows, None]
     place = np.arange(1, neighbour_label.shape[1] + 1)[None]
     hit = (neighbour_label[rows] == query_label[rows, None]) & (place <= others)
@@ -109,10 +113,13 @@ def clustering_nmi(
     starts from seed 0, and its arithmetic mean in the denominator.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import normalized_mutual_info_score
 
     clusters = KMeans(len(np.unique(label)), n_init=10, random_state=0)
-    assigned = clusters.fit_predict(unit_rows(embedding, "retrieval"))
+    with warnings.catch_warnings():  # equal rows may make fewer clusters: no harm
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assigned = clusters.fit_predict(unit_rows(embedding, "retrieval"))
     return float(normalized_mutual_info_score(label, assigned))
 
 

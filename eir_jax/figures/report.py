@@ -25,15 +25,16 @@ TASKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "linear": ("Linear classification", {"linear": "Linear probe on frozen features"}),
-    "retrieval": ("Retrieval", {"retrieval": "Retrieval within the test set"}),
+    "retrieval": ("Retrieval", {"retrieval": "Each image among the others"}),
 }
 SETTINGS = ("learning_rate", "weight_decay")  # of a part: how it came about, no result
 HEALTH = {
     "rank_me": (
         "RankMe",
         "About how many independent directions the embedding uses: near 1 it has "
-        "collapsed, at its dimension it uses all of them.",
+        "collapsed; it can be at most its dimension, and at most the rows measured.",
     ),
+    "rows": ("Rows", "Of how many images health is measured."),
     "embedding_std": (
         "Embedding deviation",
         "How far the embeddings of different images lie apart: 1 is spread over the "
@@ -130,6 +131,7 @@ def write_report(
         *(f'<p class="warning">{escape(w)}</p>' for w in record.get("warnings", ())),
         _cards(record, paper),
         "</header><main>",
+        _notes(record),
         *tasks,
         _health(record, protocol),
         _section("Pictures", map(_picture, figures, figures.values())),
@@ -149,9 +151,21 @@ def write_report(
     _write(head + "\n".join(filter(None, parts)) + "\n</body></html>\n", Path(path))
 
 
+def _notes(record):
+    """Return what is to be known of the data and the numbers, and what is left out."""
+    lines = list(record.get("notes", ()))
+    lines += [
+        f"Without {task}: {why}" for task, why in record.get("refused", {}).items()
+    ]
+    items = "".join(f"<li>{escape(line)}" for line in lines)
+    return _section("To know", [f'<ul class="soft">{items}</ul>']) if items else ""
+
+
 def _task(name, record, paper, compare):
     """Return a task's section: a table for each of its parts, then its protocol."""
     title, parts = TASKS[name]
+    if record["protocol"].get(name, {}).get("query") == "train":
+        title += " within train, each image among the others"
     tables = []
     for part, caption in parts.items():
         ours = record.get(part)
@@ -300,9 +314,9 @@ def _percent(share: float | None) -> str:
     return ABSENT if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
 
 
-def _difference(ours: float, theirs: float | None) -> str:
+def _difference(ours: float | None, theirs: float | None) -> str:
     """Return ours - theirs in percentage points, signed and coloured."""
-    if theirs is None or not math.isfinite(ours - theirs):
+    if ours is None or theirs is None or not math.isfinite(ours - theirs):
         return ABSENT
     points = round(100 * (ours - theirs), 2) + 0.0  # no -0.00
     kind = "up" if points > 0 else "down" if points < 0 else "soft"

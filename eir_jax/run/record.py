@@ -13,7 +13,7 @@ from typing import Any
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import replacing
+from eir_jax.system.files import replacing, to_json
 
 Session = dict[str, Any]
 KEYS = (
@@ -63,7 +63,7 @@ class RunRecord:
         self._session["seconds"] = round(time.monotonic() - self._began, 1)
         sessions = [*self._before, self._session]
         with replacing(self._path) as part:
-            part.write_text(json.dumps({"sessions": sessions}, indent=2) + "\n")
+            part.write_text(to_json({"sessions": sessions}, indent=2) + "\n")
 
 
 def read_sessions(workdir: Path) -> list[Session]:

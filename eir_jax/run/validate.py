@@ -33,7 +33,7 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
-        "intra.ramp_steps",
+        "intra.ramp_steps data.held_out_seed",
     ),
     "at least 1": (
         lambda x: x >= 1,
@@ -50,7 +50,10 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         lambda x: 0 <= x < math.inf,
         "lambda_intra lambda_inter intra.temperature optimizer.weight_decay",
     ),
-    "in [0, 1)": (lambda x: 0 <= x < 1, "bank_momentum optimizer.momentum"),
+    "in [0, 1)": (
+        lambda x: 0 <= x < 1,
+        "bank_momentum optimizer.momentum data.held_out",
+    ),
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "
@@ -98,16 +101,8 @@ def validate(config: ConfigDict) -> None:
     _raise(problems)
 
 
-def validate_sizes(
-    config: ConfigDict,
-    num_examples: int,
-    num_devices: int,
-    num_voters: int | None = None,
-) -> None:
+def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> None:
     """Check the settings against the data and the devices.
-
-    `num_voters` are the labelled training images, which vote in kNN; 0 where there is
-    no kNN, and all where it is left out.
 
     Raises:
       UserError: naming every problem, each with the way out.
@@ -130,14 +125,6 @@ def validate_sizes(
         problems.append(
             f"profile_steps={config.profile_steps} goes beyond the last step; give "
             f"steps from 1 to {steps}"
-        )
-    voters = num_examples if num_voters is None else num_voters
-    if config.eval_every_epochs and 0 < voters < max(config.knn.k):
-        fitting = ",".join(str(k) for k in config.knn.k if k <= voters)
-        problems.append(
-            f"knn.k={config.knn.k} asks for more neighbours than the {voters} "
-            f"{'labelled ' * (voters < num_examples)}training images; use "
-            f"--config.knn.k={fitting or voters}"
         )
     _raise(problems)
 

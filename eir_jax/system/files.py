@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,19 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that every reader takes: what is not finite is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(record: dict[str, Any], path: Path) -> None:
     """Write a record whole or not at all.
 
@@ -37,6 +51,6 @@ def write_json(record: dict[str, Any], path: Path) -> None:
     """
     try:
         with replacing(path) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n")
+            part.write_text(to_json(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

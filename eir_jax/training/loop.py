@@ -16,14 +16,12 @@ from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
 from eir_jax.data.augment_device import make_batch_views, put_images
-from eir_jax.data.dataset import Dataset, labelled_rows
+from eir_jax.data.dataset import Dataset
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import make_train_batches
+from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.restore import tensors_of
-from eir_jax.evaluation.tasks import (
-    refused_tasks,
-)
 from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import from_torchvision
 from eir_jax.run.checkpoint import Checkpoints, Meta
@@ -73,9 +71,7 @@ def _train_and_evaluate(
     processes.check_equal("the training images", [dataset.train_hash])
     num_examples = len(dataset.train.images)
     mesh = sharding.make_mesh()
-    votes = "knn" not in refused_tasks(dataset)
-    num_voters = len(labelled_rows(dataset, "train")) if votes else 0
-    validate_sizes(config, num_examples, mesh.size, num_voters)
+    validate_sizes(config, num_examples, mesh.size)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
 
     encoder = make_encoder(config)
@@ -116,7 +112,9 @@ def _train_and_evaluate(
         meta=meta,
     )
     while True:
-        state = _restore_or_create(config, encoder, tx, meta, mesh, checkpoints)
+        state = _restore_or_create(
+            config, encoder, tx, meta, mesh, checkpoints, dataset
+        )
         if (taken := int(state.step)) > run.num_steps:
             raise UserError(
                 f"{workdir} is trained to step {taken}, beyond the "
@@ -175,7 +173,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     num_steps, steps_per_epoch = run.num_steps, run.steps_per_epoch
     start_step = int(state.step)
     print(_summary(run, state))
-    for note in run.dataset.notes:
+    for note in (*run.dataset.notes, *remarks(run.dataset, config)):
         print(note)
     began = startup.began if startup else time.monotonic()
     run_record = RunRecord(workdir, start_step, began)
@@ -255,18 +253,18 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
             epoch, within = divmod(step, steps_per_epoch)
             last = step == num_steps
             every = config.eval_every_epochs
-            score = None
+            score, protocol = None, ""
             if every and not within and (last or epoch % every == 0):
                 log_pending()
                 evaluation = evaluate(config, run.dataset, run.mesh, run.embed, state)
-                score = best_by(evaluation)
+                score, protocol = best_by(evaluation), evaluation.get("protocol", "")
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {words_of(evaluation)}")
             ends_round = step % run.round_steps == 0  # as the last step does
             due = not within and epoch % config.checkpoint_every_epochs == 0
             if due or ends_round or score is not None or stopped is not None:
                 log_pending()
-                checkpoints.save(state, run.meta, score)
+                checkpoints.save(state, run.meta, score, protocol)
                 run_record.write(step)
                 logged_at, logged_step = time.monotonic(), step
             if stopped is not None:
@@ -280,13 +278,16 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
 
 def _restore_or_create(
-    config, encoder, tx, meta: Meta, mesh, checkpoints: Checkpoints
+    config, encoder, tx, meta: Meta, mesh, checkpoints: Checkpoints, dataset: Dataset
 ) -> TrainState:
     num_examples = meta["num_examples"]
 
     def abstract(saved: Meta) -> TrainState:
-        for key, words in (("num_examples", "number"), ("train_hash", "content")):
-            if saved[key] != meta[key]:
+        for key, words, same in (
+            ("num_examples", "number", saved["num_examples"] == num_examples),
+            ("train_hash", "content", dataset.trains_as(saved["train_hash"])),
+        ):
+            if not same:
                 raise UserError(
                     f"the checkpoints in {checkpoints.directory} are of other training "
                     f"images: their {words} was {saved[key]}, here it is {meta[key]}; "

@@ -210,9 +210,9 @@ def test_another_side_is_resized_and_said(stored):
     small = data_config("cifar10", stored["array_record"], image_size=16)
     dataset = load(small)
     assert dataset.train.images.shape == (15, 16, 16, 3)
-    assert dataset.notes == ("images of 32x32 are brought to 16x16",)
+    assert "images of 32x32 are brought to 16x16" in dataset.notes
     small.image_size = 32
-    assert not load(small).notes
+    assert not any("brought to" in note for note in load(small).notes)
     small.keep = "encoded"  # PNG: no pixel is lost
     whole = data_config("cifar10", stored["array_record"])
     np.testing.assert_array_equal(load(small).train.images, load(whole).train.images)

@@ -211,5 +211,3 @@ def test_sizes_are_checked_against_data_and_devices():
         validate_sizes(config, 100, 1)
     with pytest.raises(UserError, match="not divide over 7 devices; use 126 or 133"):
         validate_sizes(config, 1437, 7)
-    with pytest.raises(UserError, match=r"use --config.knn.k=5,20"):
-        validate_sizes(config, 150, 1)
