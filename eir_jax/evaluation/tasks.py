@@ -103,13 +103,14 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     gallery, query = subject.gallery, subject.query.take(found.asked)
     assert gallery is not None and gallery.labels is not None
     assert query.labels is not None
-    bank = sharding.fetch(subject.run.state.memory_bank)[found.voters]
     parts: dict[str, Any] = {}
-    searches = (
+    searches = [
         ("knn", query.embedding, gallery.embedding),
         ("knn_feature", query.feature, gallery.feature),
-        ("knn_bank", query.embedding, bank),
-    )
+    ]
+    if len(subject.run.state.memory_bank):  # of the training images alone
+        bank = sharding.fetch(subject.run.state.memory_bank)[found.voters]
+        searches.append(("knn_bank", query.embedding, bank))
     for number, (name, asked, voting) in enumerate(searches):
         similarity, index = nearest(
             unit_rows(asked, "queries"),

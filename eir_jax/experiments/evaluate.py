@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.files import write_json
+
+if TYPE_CHECKING:
+    from eir_jax.experiments.elsewhere import Judged
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
@@ -36,6 +39,7 @@ def evaluate(
     compare: Path | None = None,
     overrides: Sequence[str] = (),
     tell: Tell | None = None,
+    judged: "Judged | None" = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
 
@@ -49,6 +53,8 @@ def evaluate(
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
       tell: called with each task and the record so far, as soon as it is done.
+      judged: what is judged instead of the run in `workdir`, which is then the folder
+        to write to alone.
 
     What other tasks found of the same checkpoint on the same data before stays.
 
@@ -70,9 +76,15 @@ def evaluate(
     from eir_jax.figures.report import write_report
     from eir_jax.system.config import flatten
 
-    run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
-    dataset = load_data(run, data_path)
+    says: dict[str, Any] = {}
+    if judged is None:
+        run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
+        dataset = load_data(run, data_path)
+    else:
+        run, dataset, says = judged.run, judged.dataset, dict(judged.says)
     refused = refused_tasks(dataset, run.config)
+    if judged is not None and judged.subject is not None:
+        refused["figures"] = "embeddings hold no pictures"
     asked = tuple(tasks or TASKS)
     wanted = [task for task in asked if task not in refused]
     failed = {task: refused[task] for task in tasks if task in refused}
@@ -83,13 +95,14 @@ def evaluate(
         print(note)
     for task in (task for task in asked if task in refused):
         print(f"without {TITLES[task]}: {refused[task]}")
-    subject = all_tasks.embed_subject(
+    subject = (judged and judged.subject) or all_tasks.embed_subject(
         run, dataset, with_gallery=bool({"knn", "linear"} & set(wanted))
     )
 
     reached = int(run.state.step)
     skipped = run.meta.get("skipped", ())  # checkpoints of before have none
-    shared = all_tasks.shared_protocol(dataset, run.config)
+    features = {"features": says.pop("features")} if "features" in says else {}
+    shared = all_tasks.shared_protocol(dataset, run.config) | says
     record: dict[str, Any] = {
         "step": reached,
         "checkpoint": protocol.short_hash(run.meta["checksums"]),
@@ -111,7 +124,7 @@ def evaluate(
             print(f"without {TITLES[task]}: {error}")
             continue
         record |= parts
-        record["protocol"][task] = protocol.tag(decides, shared)
+        record["protocol"][task] = protocol.tag(decides | features, shared)
         merged = with_other_tasks(record, before)
         if tell:
             tell(task, merged)
@@ -162,8 +175,8 @@ def read_before(record: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         before = json.loads(path.read_text())
         same = before.get("checkpoint") == record["checkpoint"] and all(
-            before["protocol"][key] == record["protocol"][key]
-            for key in ("data", "transform")
+            before["protocol"].get(key) == record["protocol"].get(key)
+            for key in ("data", "transform", "encoder")
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"warning: {path} is no evaluation ({error!r}), and is replaced")
