@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small import TINY
 
 from eir_jax.data import picture_record, sources
 from eir_jax.embed import main as embed
@@ -27,18 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 FIRST, LAST = map(int, os.environ.get("EIR_FUZZ", "0:300").split(":"))
 WHOLE = 25  # each so many-th case is trained, evaluated and embedded too
 SIDE = 8
-TINY = f"""
-from configs import base
-def get_config():
-    c = base.get_config()
-    c.model.name, c.model.width, c.model.embedding_dim = "resnet10", 2, 8
-    c.data.name, c.data.image_size, c.data.pipeline = "fuzz", {SIDE}, "device"
-    c.batch_size, c.evaluation_batch_size, c.log_every_steps = 4, 32, 3
-    c.eval_every_epochs, c.num_epochs = 1, 0
-    c.linear.num_epochs, c.linear.learning_rates = 1, (0.1,)
-    c.linear.weight_decays = (0.001,)
-    return c
-"""
 NAMES = [
     "a",
     "b c",

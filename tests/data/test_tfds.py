@@ -301,13 +301,39 @@ def test_tfds_own_mock_is_read(file):
         assert len(dataset.train.images) == len(dataset.test.labels) == 30
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation")])
+@pytest.mark.parametrize("keep", ["pixels", "encoded"])
+def test_sets_without_classes_or_test_images(tmp_path, splits, keep):
+    """All that need not be there: what is there is read, and the rest is said."""
+    pytest.importorskip("tensorflow")
+    features = {"image": tfds.features.Image(shape=(4, 4, 3), encoding_format="png")}
+    rows = [(n, {"image": np.full((4, 4, 3), n, np.uint8)}) for n in range(3)]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "plain",
+        "1.0.0",
+        tfds.features.FeaturesDict(features),
+        dict.fromkeys(splits, rows),
+        data_dir=tmp_path,
+    )
+    config = data_config("plain", tmp_path, image_size=4, keep=keep)
+    dataset = load(config)
+    assert dataset.train.labels is None and dataset.class_names is None
+    assert sorted(dataset.train.images[:][:, 0, 0, 0]) == [0, 1, 2]
+    words = "'validation' is read" if len(splits) > 1 else "there is no test split"
+    assert f"TFDS's plain has no split 'test': {words}" in dataset.notes
+    assert (dataset.test is None) == (len(splits) == 1)
+    config.test_split = "other"
+    with pytest.raises(UserError, match="has no split 'other'"):
+        load(config)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("cifar11", r"no data set 'cifar11'.*did you mean cifar10"),
         ("", "no data set ''"),
         ("cifar10/none", "no data set 'cifar10/none'"),
-        ("wiki40b", "needs an 'image' and a class 'label'"),
+        ("wiki40b", "needs an 'image' of each"),
         ("floats", "has images of float32"),
     ],
 )
