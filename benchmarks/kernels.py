@@ -75,8 +75,10 @@ def trace_steps(args: argparse.Namespace, folder: str) -> None:
     config.batch_size = args.batch
     images = random_images(args.rows, args.image_size)
     ours = make_ours(config, images, jax.devices()[0])
-    step: Any = compile_train_step(ours.step, ours.state, ours.mesh, ours.views_of)
-    batches = sharding.put_batches(ours.batches, ours.mesh)
+    step: Any = compile_train_step(
+        ours.step, ours.state, ours.parts.mesh, ours.views_of
+    )
+    batches = sharding.put_batches(ours.batches, ours.parts.mesh)
     state = ours.state
 
     def take(steps: int) -> None:

@@ -129,14 +129,15 @@ def compile_loss(form, num_examples, block_rows, arguments):
     """Compile value and gradient of IRaug + 15 intra."""
     import jax
 
-    from eir_jax.objectives import losses, relations
-    from eir_jax.objectives.memory_bank import relate_views
+    from eir_jax.objectives import losses, streaming
+    from eir_jax.objectives.relations import Comparison, bank_candidates, relate
 
     if block_rows is not None:
-        relations.BLOCK_ROWS = block_rows
+        streaming.BLOCK_ROWS = block_rows
 
     def loss(view1, view2, bank, index):
-        found = relate_views(bank, view1, view2, index, num_examples, 0.1, form=form)
+        candidates = bank_candidates(bank, index, num_examples)
+        found = relate(view1, view2, candidates, 0.1, Comparison(), form=form)
         return losses.iraug_loss(found) + 15 * losses.intra_loss(found)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile()
@@ -156,32 +157,25 @@ def measure_communication(devices, dim):
     import jax.numpy as jnp
 
     from configs import base
-    from eir_jax.models.encoder import make_encoder
-    from eir_jax.run.optimizer import make_optimizer, make_schedule
-    from eir_jax.run.state import abstract_train_state
     from eir_jax.system import sharding
-    from eir_jax.training.step import compile_train_step, make_train_step
+    from eir_jax.training.parts import make_parts
 
     config = base.get_config()
     config.batch_size = 32 * devices
     config.model.embedding_dim = dim
     config.bank.form = "streamed"
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    encoder, tx = make_encoder(config), make_optimizer(config, 1000)
-    num_examples = 1_280_000
-    state = abstract_train_state(config, encoder, tx, num_examples, mesh)
+    parts = make_parts(config, 1_280_000, mesh)
+    state = parts.abstract_state()
     size, batch = config.data.image_size, config.batch_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     number = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    step = make_train_step(
-        config, encoder, tx, make_schedule(config, 1000), num_examples, mesh
-    )
     arrays = {"view1": image, "view2": image, "mixed": image}
     arrays |= {"index": number, "partner": number}
     arrays |= {"ratio": jax.ShapeDtypeStruct((batch,), jnp.float32)}
-    jitted: Any = compile_train_step(step, state, mesh)
+    jitted: Any = parts.compiled_step()
     compiled = jitted.lower(state, arrays).compile()
-    share = state.memory_bank.sharding.shard_shape(state.memory_bank.shape)
+    share = state.memory["bank"].sharding.shard_shape(state.memory["bank"].shape)
     counted = count_collectives(compiled.as_text())
     result: dict = {"devices": devices, "batch": batch}
     result["bank a device MB"] = round(4 * math.prod(share) / 1e6, 1)

@@ -10,38 +10,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import base
-from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.augment_device import put_images
 from eir_jax.data.pipeline import make_train_batches
-from eir_jax.models.encoder import Encoder, make_encoder
+from eir_jax.models.encoder import EncoderOutput
 from eir_jax.models.resnet import BLOCKS
-from eir_jax.objectives.memory_bank import update_memory_bank
-from eir_jax.run.optimizer import make_optimizer, make_schedule
-from eir_jax.run.state import TrainState, create_train_state
+from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
-from eir_jax.training.step import TrainStep, loss_terms, make_train_step
-
-STEPS_PER_EPOCH = 1000  # of the schedule; the steps timed are of its first part
+from eir_jax.training.parts import Parts, make_parts
+from eir_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
     """What our step is made of."""
 
-    config: ConfigDict
-    mesh: Mesh
-    encoder: Encoder
-    tx: optax.GradientTransformation
+    parts: Parts
     step: TrainStep
     state: TrainState
     views_of: Callable
     resident: dict[str, jax.Array]
     batches: Iterator[dict[str, np.ndarray]]
-    num_examples: int
 
 
 def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
@@ -61,21 +53,14 @@ def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
             f"--batch from 1 to {len(images)}"
         )
     mesh = sharding.make_mesh([device])
-    encoder = make_encoder(config)
-    tx = make_optimizer(config, STEPS_PER_EPOCH)
-    schedule = make_schedule(config, STEPS_PER_EPOCH)
-    parts = (encoder, tx, schedule, len(images), mesh)
+    parts = make_parts(config, len(images), mesh)
     return Ours(
-        config=config,
-        mesh=mesh,
-        encoder=encoder,
-        tx=tx,
-        step=make_train_step(config, *parts),
-        state=create_train_state(config, encoder, tx, len(images), mesh),
-        views_of=make_batch_views(config, mesh),
+        parts=parts,
+        step=parts.step(),
+        state=parts.create_state(),
+        views_of=parts.views(),
         resident={"images": put_images(images, config, mesh)},
-        batches=make_train_batches(images, config, 0, 10**9),
-        num_examples=len(images),
+        batches=make_train_batches(images, config, parts.objective.slots, 0, 10**9),
     )
 
 
@@ -137,7 +122,7 @@ def gradient_of(one: OurStep) -> Any:
 
     The momentum after the first step is the gradient and the weight decay.
     """
-    decay = one.ours.config.optimizer.weight_decay
+    decay = one.ours.parts.config.optimizer.weight_decay
     trace = optax.tree.get(one.after.opt_state, "trace")
     return jax.tree.map(lambda m, p: m - decay * p, trace, one.before.params)
 
@@ -198,15 +183,20 @@ def time_parts(ours: Ours, steps: int, repeats: int) -> dict[str, float]:
     Each part is a function (carry, batch) -> (carry, what it makes); the carry is
     donated, as the state in training. Medians of `repeats` blocks of `steps`.
     """
-    config, encoder, mesh = ours.config, ours.encoder, ours.mesh
-    state = create_train_state(config, encoder, ours.tx, ours.num_examples, mesh)
+    config, objective, encoder = (
+        ours.parts.config,
+        ours.parts.objective,
+        ours.parts.encoder,
+    )
+    mesh, state = ours.parts.mesh, ours.parts.create_state()
     drawn = sharding.put_batch(next(ours.batches), mesh) | ours.resident
     size, side = config.batch_size, config.data.image_size
     key = jax.random.key(0)
-    images = jax.random.normal(key, (3 * size, side, side, 3))
-    direction = jax.random.normal(key, (3 * size, config.model.embedding_dim))
+    names = [slot.name for slot in objective.slots]
+    count = len(names)
+    images = jax.random.normal(key, (count * size, side, side, 3))
+    direction = jax.random.normal(key, (count * size, config.model.embedding_dim))
     embedding = direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
-    names = ("view1", "view2", "mixed")
 
     def views(carry, batch):
         return carry, ours.views_of(batch)
@@ -224,28 +214,23 @@ def time_parts(ours: Ours, steps: int, repeats: int) -> dict[str, float]:
         gradient, updated = jax.grad(loss, has_aux=True)(batch["params"])
         return updated, gradient
 
-    def bank(memory_bank, batch):
-        def loss(embedding):
-            named = dict(zip(names, embedding.reshape(3, size, -1), strict=True))
-            terms = loss_terms(
-                config, named, memory_bank, batch, ours.num_examples, mesh
-            )
-            weights = (1, config.lambda_intra, config.lambda_inter)
-            parts = ("loss_instance", "loss_intra", "loss_inter")
-            total = sum(
-                w * terms.get(t, 0) for w, t in zip(weights, parts, strict=True)
-            )
-            return total, terms
+    def remember(memory, batch):
+        def outputs_of(embedding):
+            apart = embedding.reshape(count, size, -1)
+            return {n: EncoderOutput(x, x) for n, x in zip(names, apart, strict=True)}
 
-        made = jax.value_and_grad(loss, has_aux=True)(batch["embedding"])
-        updated = update_memory_bank(
-            memory_bank, batch["index"], batch["embedding"][:size], config.bank_momentum
-        )
-        return updated, made
+        def loss(embedding):
+            terms = objective.terms(outputs_of(embedding), memory, batch)
+            weights = objective.weights(jnp.zeros((), jnp.int32))
+            return sum(factor * terms[name] for name, factor in weights.items())
+
+        made = jax.value_and_grad(loss)(batch["embedding"])
+        outputs = outputs_of(batch["embedding"])
+        return objective.update(memory, outputs, batch, jnp.isfinite(made[0]))[0], made
 
     def optimiser(carry, batch):
         params, opt_state = carry
-        updates, opt_state = ours.tx.update(batch["gradient"], opt_state, params)
+        updates, opt_state = ours.parts.tx.update(batch["gradient"], opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), ()
 
     gradient = jax.tree.map(jnp.ones_like, state.params)
@@ -253,7 +238,7 @@ def time_parts(ours: Ours, steps: int, repeats: int) -> dict[str, float]:
     parts: dict[str, tuple[Callable, Any, dict]] = {
         "views": (views, (), drawn),
         "encoder": (encode, state.batch_stats, {"stacked": images, "params": kept}),
-        "bank": (bank, state.memory_bank, drawn | {"embedding": embedding}),
+        "bank": (remember, state.memory, drawn | {"embedding": embedding}),
         "optimiser": (
             optimiser, (state.params, state.opt_state), {"gradient": gradient}
         ),

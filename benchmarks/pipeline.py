@@ -132,8 +132,10 @@ def write_jpegs(folder: Path, pictures: Path | None, count: int) -> None:
 def tf_data(config, images) -> Generator[Any]:
     """Our pipeline on the host."""
     from eir_jax.data.pipeline import make_train_batches
+    from eir_jax.objectives.systems import make_objective
 
-    return make_train_batches(images, config, 0, 10**9)
+    slots = make_objective(config, len(images)).slots
+    return make_train_batches(images, config, slots, 0, 10**9)
 
 
 def device(config, images) -> Generator[Any]:
@@ -141,13 +143,15 @@ def device(config, images) -> Generator[Any]:
     import jax
 
     from eir_jax.data.augment_device import make_batch_views, put_images
+    from eir_jax.objectives.systems import make_objective
     from eir_jax.system import sharding
 
     config = config.copy_and_resolve_references()
     config.data.pipeline = "device"
     mesh = sharding.make_mesh()
     resident = {"images": put_images(images, config, mesh)}
-    make = jax.jit(make_batch_views(config, mesh))
+    slots = make_objective(config, len(images)).slots
+    make = jax.jit(make_batch_views(config, slots, mesh))
     for batch in sharding.put_batches(tf_data(config, images), mesh):
         yield jax.block_until_ready(make(batch | resident))
 

@@ -45,7 +45,7 @@ def make_theirs(
       UserError: a setting that it does not know.
     """
     refuse(config)
-    bank = torch.tensor(np.array(state.memory_bank[: len(images)]))
+    bank = torch.tensor(np.array(state.memory["bank"][: len(images)]))
     objective = pytorch_step.Objective(
         config, torch.from_numpy(images), bank, dtype, together
     )
@@ -115,8 +115,8 @@ def compare(
       config: of PyTorch's side, if other than ours.
       together: see `pytorch_step.Objective`.
     """
-    config, host = config or one.ours.config, torch.device("cpu")
-    dtype = torch.from_numpy(one.before.memory_bank).dtype
+    config, host = config or one.ours.parts.config, torch.device("cpu")
+    dtype = torch.from_numpy(one.before.memory["bank"]).dtype
     theirs = make_theirs(config, one.images, one.before, host, dtype, together)
     given = same_batch(config, one.batch, host)
     found = {}
@@ -143,7 +143,7 @@ def compare(
     tensors = theirs.encoder.state_dict()
     found["parameters"] = _apart(to_pytorch(one.after.params), tensors)
     found["running averages"] = _apart(to_pytorch(one.after.batch_stats), tensors)
-    bank = torch.tensor(one.after.memory_bank[: len(one.images)])
+    bank = torch.tensor(one.after.memory["bank"][: len(one.images)])
     found["bank"] = _apart({"bank": bank}, {"bank": theirs.memory_bank})
     return found
 

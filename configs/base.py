@@ -20,16 +20,20 @@ def get_config() -> ConfigDict:
     c.num_rounds = 1
     c.batch_size = 128  # instances a step, over all devices together
 
-    # Objective, Eq. 10: instance + lambda_intra * intra + lambda_inter * inter.
+    # The system that is trained. With a memory bank: 'iraug', -log(p_i + q_i), Eq. 2-3
+    # to the letter; 'iraug_sum', -log p_i - log q_i; 'ir', -log p_i, view 1 alone
+    # (Eq. 1). EIR is 'iraug' with both terms below.
+    c.objective = "iraug"
+    # Eq. 10: the system's loss + lambda_intra * intra + lambda_inter * inter.
     c.temperature = 0.1  # tau of Eq. 1, 2, 6 and 9; > 0
     c.lambda_intra = 15.0  # lambda_1; >= 0, 0 leaves the term out
     c.lambda_inter = 2.0  # lambda_2; >= 0, 0 leaves the term out
-    c.instance = ConfigDict()
-    # 'iraug': -log(p_i + q_i), Eq. 2-3 to the letter; 'iraug_sum': -log p_i - log q_i;
-    # 'ir': -log p_i, view 1 alone (Eq. 1).
-    c.instance.form = "iraug"
     c.intra = ConfigDict()
-    c.intra.temperature = 0.0  # of the two distributions in Eq. 6; 0: c.temperature
+    # Of the two distributions in Eq. 6; > 0. 1 is the letter of Eq. 4-5, which print
+    # bare cosines; what pulls is lambda_intra / temperature^2.
+    c.intra.temperature = 1.0
+    c.intra.target_temperature = 0.0  # of view 1's distribution alone; 0: the same
+    c.intra.own_row = True  # the instance's own row takes part in Eq. 4-5
     c.intra.stop_gradient = False  # no gradient into view 1's distribution
     c.intra.symmetric = False  # mean of KL(p||q) and KL(q||p)
     c.intra.ramp_steps = 0  # steps over which lambda_intra grows from 0; 0: at once

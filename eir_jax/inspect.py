@@ -182,14 +182,16 @@ def _first_batch(images: "Images", config: "ConfigDict") -> "dict[str, np.ndarra
 
     from eir_jax.data.augment_device import make_batch_views, put_images
     from eir_jax.data.pipeline import make_train_batches
+    from eir_jax.objectives.systems import make_objective
     from eir_jax.system import sharding
 
-    with closing(make_train_batches(images, config, 0, 1)) as batches:
+    slots = make_objective(config, len(images)).slots
+    with closing(make_train_batches(images, config, slots, 0, 1)) as batches:
         batch = next(batches)
     if config.data.pipeline == "device":
         mesh = sharding.make_mesh(jax.devices()[:1])
         resident = {"images": put_images(images, config, mesh)}
-        batch = jax.jit(make_batch_views(config, mesh))(batch | resident)
+        batch = jax.jit(make_batch_views(config, slots, mesh))(batch | resident)
     return {key: np.asarray(value) for key, value in batch.items()}
 
 

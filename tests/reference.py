@@ -27,14 +27,31 @@ def instance_losses(bank, v, w, index, tau):
     }
 
 
-def intra(bank, v, w, tau, *, symmetric=False, p_from=None):
-    """Eq. 4-6. `p_from`: the view that p is computed from, where it is held fixed."""
-    p = softmax((v if p_from is None else p_from) @ bank.T / tau)
-    q = softmax(w @ bank.T / tau)
-    forward = (p * np.log(p / q)).sum(1)
-    if not symmetric:
-        return forward.mean()
-    return ((forward + (q * np.log(q / p)).sum(1)) / 2).mean()
+def intra(
+    bank,
+    v,
+    w,
+    tau,
+    *,
+    target_temperature=0.0,
+    symmetric=False,
+    p_from=None,
+    left_out=None,
+):
+    """Eq. 4-6, row by row.
+
+    `p_from`: the view that p is computed from, where it is held fixed; `left_out`: of
+    each instance the row that takes no part.
+    """
+    divergences = []
+    for i in range(len(v)):
+        rows = bank if left_out is None else np.delete(bank, left_out[i], axis=0)
+        target = (v if p_from is None else p_from)[i]
+        p = softmax((target @ rows.T / (target_temperature or tau))[None])
+        q = softmax((w[i] @ rows.T / tau)[None])
+        forward, backward = (p * np.log(p / q)).sum(), (q * np.log(q / p)).sum()
+        divergences.append((forward + backward) / 2 if symmetric else forward)
+    return np.mean(divergences)
 
 
 def mixed_target(v, partner, ratio):

@@ -5,10 +5,12 @@ import numpy as np
 
 from configs import base
 from eir_jax.models.encoder import make_encoder
+from eir_jax.objectives.objective import passes_of
+from eir_jax.objectives.systems import make_objective
 from eir_jax.run.optimizer import make_optimizer, make_schedule
-from eir_jax.run.state import abstract_train_state, create_train_state
 from eir_jax.system import sharding
-from eir_jax.training.step import compile_train_step, make_train_step
+from eir_jax.training.parts import Parts
+from eir_jax.training.step import compile_train_step
 
 TINY = """
 from configs import base
@@ -38,6 +40,11 @@ def small_config(**changes):
     return config
 
 
+def slots_of(config):
+    """Return the images of an instance that the settings' objective looks at."""
+    return make_objective(config, 1).slots
+
+
 def random_batch(config, step, num_examples=NUM_EXAMPLES):
     """Return a batch of noise, three images of an instance alike: by `step` alone."""
     rng = np.random.default_rng(step)
@@ -60,23 +67,23 @@ class SmallRun:
         self.config = config or small_config()
         self.num_examples = num_examples
         self.mesh = sharding.make_mesh(jax.devices()[:devices])
-        self.encoder = make_encoder(self.config)
-        self.tx = make_optimizer(self.config, STEPS_PER_EPOCH)
-        self.parts = (self.config, self.encoder, self.tx, num_examples, self.mesh)
-        self.pure_step = make_train_step(
-            self.config,
-            self.encoder,
-            self.tx,
-            make_schedule(self.config, STEPS_PER_EPOCH),
-            num_examples,
-            self.mesh,
+        objective = make_objective(self.config, num_examples, self.mesh)
+        self.parts = Parts(
+            config=self.config,
+            mesh=self.mesh,
+            objective=objective,
+            encoder=make_encoder(self.config, passes_of(objective.slots)),
+            tx=make_optimizer(self.config, STEPS_PER_EPOCH),
+            schedule=make_schedule(self.config, STEPS_PER_EPOCH),
         )
+        self.encoder, self.tx = self.parts.encoder, self.parts.tx
+        self.pure_step = self.parts.step()
 
     def create(self):
-        return create_train_state(*self.parts)
+        return self.parts.create_state()
 
     def abstract(self, meta=None):
-        return abstract_train_state(*self.parts)
+        return self.parts.abstract_state()
 
     def compiled(self, state):
         return compile_train_step(self.pure_step, state, self.mesh)

@@ -1,6 +1,6 @@
 """Training views made inside the step, from images in the accelerator's memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,12 @@ from eir_jax.data.interpolation import mix
 from eir_jax.data.order import VIEWS
 from eir_jax.data.views import (
     NUM_UNIFORMS,
+    VIEW_NUMBERS,
+    Slot,
     coefficients,
+    drawn_views,
     make_recipe,
-    num_views,
+    mixes,
     view_parameters,
 )
 from eir_jax.system import sharding
@@ -45,12 +48,14 @@ def put_images(
     return jax.make_array_from_callback(images.shape, where, lambda part: images[part])
 
 
-def make_batch_views(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]:
+def make_batch_views(
+    config: ConfigDict, slots: Sequence[Slot], mesh: Mesh
+) -> Callable[[Batch], Batch]:
     """Return views_of(batch) -> batch, to be called inside the jitted step.
 
     From `images` [rows, height, width, 3], the whole set, and `index`, `epoch`,
-    `partner`, `ratio`, `box` it makes `view1`, `view2` and `mixed`, as the tf.data
-    pipeline does on the host.
+    `partner`, `ratio`, `box` it makes the images of the slots, as the tf.data pipeline
+    does on the host.
     """
     split = sharding.split_rows(mesh)
 
@@ -58,9 +63,10 @@ def make_batch_views(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]
         index, epoch = batch["index"], batch["epoch"]
         chosen = jax.lax.with_sharding_constraint(batch["images"][index], split)
         made = {"index": index}
-        for view in range(num_views(config)):
-            made[f"view{view + 1}"] = apply_views(chosen, config, epoch, index, view)
-        if config.lambda_inter:
+        for name in drawn_views(slots):
+            view = VIEW_NUMBERS[name]
+            made[name] = apply_views(chosen, config, epoch, index, view)
+        if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
             other = made["view2"][partner]
             kind = config.interpolation.kind

@@ -6,7 +6,7 @@ not imported.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -28,10 +28,13 @@ from eir_jax.data.order import (
 from eir_jax.data.views import (
     NUM_COEFFICIENTS,
     NUM_UNIFORMS,
+    VIEW_NUMBERS,
     Recipe,
+    Slot,
     coefficients,
+    drawn_views,
     make_recipe,
-    num_views,
+    mixes,
     view_parameters,
 )
 from eir_jax.system.errors import UserError
@@ -46,6 +49,7 @@ LARGEST_BATCHED = 96
 def make_train_batches(
     images: Images,
     config: ConfigDict,
+    slots: Sequence[Slot],
     start_step: int,
     num_steps: int,
     rows: slice = slice(None),
@@ -56,14 +60,15 @@ def make_train_batches(
     Python, and a program that ends while they run may hang.
 
     A batch is a pure function of (settings, images, step). With data.pipeline=tf.data
-    it holds `view1`, `view2`, `mixed` float32 [batch, size, size, 3], normalised;
-    `partner`, `index` int32 [batch]; `ratio` float32 [batch]. With `device` it holds
-    `epoch` int32 [batch] and `box` int32 [batch, 4] instead of the images. What no loss
-    term looks at is left out.
+    it holds the images of the slots, float32 [batch, size, size, 3], normalised;
+    `index` int32 [batch]; and with mixed images `partner` int32 [batch], `ratio`
+    float32 [batch]. With `device` it holds `epoch` int32 [batch] and `box` int32
+    [batch, 4] instead of the images.
 
     Args:
       images: uint8 [n, height, width, 3].
       config: all settings.
+      slots: the images of an instance that the objective looks at.
       start_step: of the first batch, from 0 on.
       num_steps: the step after the last batch.
       rows: the part of each batch to make, as one of several processes.
@@ -71,13 +76,15 @@ def make_train_batches(
     Raises:
       UserError: TensorFlow is needed and not installed.
     """
-    draw = _make_draw(len(images), config)
+    draw = _make_draw(len(images), config, mixes(slots))
     if config.data.pipeline == "device":
         return _index_batches(draw, start_step, num_steps, rows)
-    return _pixel_batches(images, config, draw, start_step, num_steps, rows)
+    return _pixel_batches(images, config, slots, draw, start_step, num_steps, rows)
 
 
-def _make_draw(num_examples: int, config: ConfigDict) -> Callable[[int], Batch]:
+def _make_draw(
+    num_examples: int, config: ConfigDict, mixed: bool
+) -> Callable[[int], Batch]:
     """Return draw(step): the whole batch but for its images."""
     size = config.batch_size
     per_epoch = steps_per_epoch(num_examples, size)
@@ -92,7 +99,7 @@ def _make_draw(num_examples: int, config: ConfigDict) -> Callable[[int], Batch]:
             "index": order(epoch)[within * size : (within + 1) * size],
             "epoch": np.full(size, epoch, np.int32),
         }
-        if config.lambda_inter:
+        if mixed:
             drawn = draw_interpolation(
                 config.seed, step, size, config.data.image_size, **config.interpolation
             )
@@ -108,26 +115,27 @@ def _index_batches(draw, start_step, num_steps, rows) -> Generator[Batch]:
 
 
 def _pixel_batches(
-    images: Images, config: ConfigDict, draw, start_step, num_steps, rows
+    images: Images, config: ConfigDict, slots, draw, start_step, num_steps, rows
 ) -> Generator[Batch]:
     tf = _import_tensorflow()
-    recipe, views, mixes = make_recipe(config), num_views(config), config.lambda_inter
+    recipe, views, mixed = make_recipe(config), drawn_views(slots), mixes(slots)
     local = len(range(config.batch_size)[rows])
     # A partner may be of another process's part: its view 2 is made here once more.
-    remote = mixes and local < config.batch_size
+    remote = mixed and local < config.batch_size
 
     def plan(step: np.ndarray):
         """Return index, coefficients of the views, partner, ratio, box."""
         batch = draw(int(step))
         epoch, index = int(batch["epoch"][0]), batch["index"]
-        shown = [(index[rows], view) for view in range(views)]
+        shown = [(index[rows], VIEW_NUMBERS[name]) for name in views]
         if remote:
-            shown.append((index[batch["partner"]][rows], 1))
+            partners = index[batch["partner"]][rows]
+            shown.append((partners, VIEW_NUMBERS["view2"]))
         numbers = [
             _coefficients(images, recipe, config.seed, epoch, rows_of, view)
             for rows_of, view in shown
         ]
-        mixing = [batch[name][rows] for name in ("partner", "ratio", "box") if mixes]
+        mixing = [batch[name][rows] for name in ("partner", "ratio", "box") if mixed]
         return [
             np.stack([rows_of for rows_of, _ in shown], axis=1),
             np.stack(numbers, axis=1),
@@ -136,20 +144,20 @@ def _pixel_batches(
 
     def planned(step):
         types = [tf.int32, tf.float32]
-        types += [tf.int32, tf.float32, tf.int32] if mixes else []
+        types += [tf.int32, tf.float32, tf.int32] if mixed else []
         found = tf.numpy_function(plan, [step], types, stateful=False)
-        shown = views + bool(remote)
+        shown = len(views) + bool(remote)
         shapes = [[local, shown], [local, shown, NUM_COEFFICIENTS]]
         shapes += [[local], [local], [local, 4]]
         return tuple(map(tf.ensure_shape, found, shapes))
 
     def finished(plan, pixels):
         index, _, *mixing = plan
-        batch = {f"view{n + 1}": pixels[:, n] for n in range(views)}
+        batch = {name: pixels[:, n] for n, name in enumerate(views)}
         batch["index"] = index[:, 0]
-        if mixes:
+        if mixed:
             partner, ratio, box = mixing
-            other = pixels[:, 2] if remote else tf.gather(batch["view2"], partner)
+            other = pixels[:, -1] if remote else tf.gather(batch["view2"], partner)
             kind = config.interpolation.kind
             batch["mixed"] = mix(kind, batch["view1"], other, ratio, box, tf)
             batch |= {"partner": partner, "ratio": ratio}
@@ -157,7 +165,7 @@ def _pixel_batches(
 
     steps = tf.data.Dataset.range(start_step, num_steps)
     plans = steps.map(planned, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = _add_pixels(tf, images, recipe, plans, local)
+    dataset = _add_pixels(tf, images, recipe, plans, local, len(views))
     dataset = dataset.map(finished, num_parallel_calls=tf.data.AUTOTUNE)
     with _user_errors(tf):
         yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
@@ -207,7 +215,7 @@ def make_view_batches(
         return tf.ensure_shape(index, [None, 1]), tf.ensure_shape(numbers, shape)
 
     plans = tf.data.Dataset.range(0, len(images), batch_size).map(planned)
-    dataset = _add_pixels(tf, images, recipe, plans, batch_size)
+    dataset = _add_pixels(tf, images, recipe, plans, batch_size, 1)
     with _user_errors(tf):
         for _, batch in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             yield batch[:, 0]
@@ -254,7 +262,9 @@ def _coefficients(
     return coefficients(view_parameters(uniforms, recipe, height, width, np), np)
 
 
-def _add_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int):
+def _add_pixels(
+    tf, images: Images, recipe: Recipe, plans: Any, batch_size: int, own: int
+):
     """Turn a dataset of plans into one of (plan, normalised views).
 
     Args:
@@ -263,6 +273,7 @@ def _add_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int)
       recipe: of the views.
       plans: int32 [batch, views], float32 [batch, views, NUM_COEFFICIENTS], and more.
       batch_size: of a whole batch; the last one may be shorter.
+      own: views of the instance itself; one more is its partner's.
 
     Returns:
       A dataset of plans, each with float32 [batch, views, size, size, 3].
@@ -293,7 +304,7 @@ def _add_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int)
     if isinstance(images, np.ndarray) and max(shape[:2]) <= LARGEST_BATCHED:
         return plans.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
 
-    cut = _make_cut(tf, images, size)
+    cut = _make_cut(tf, images, size, own)
 
     def make_one(index, numbers):
         return finish(cut(index, numbers), numbers)
@@ -305,11 +316,12 @@ def _add_pixels(tf, images: Images, recipe: Recipe, plans: Any, batch_size: int)
     return tf.data.Dataset.zip(plans, views.batch(batch_size))
 
 
-def _make_cut(tf, images: Images, size: int):
+def _make_cut(tf, images: Images, size: int, own: int):
     """Return cut(index [v], coefficients [v, k]) -> uint8 [v, size, size, 3].
 
-    The views are of one instance. Those of one picture are cut from one decoded window,
-    the smallest that holds them: of a JPEG nothing else is decoded.
+    The first `own` views are of one instance, one more of its partner. Those of one
+    picture are cut from one decoded window, the smallest that holds them: of a JPEG
+    nothing else is decoded.
     """
 
     def read(index):
@@ -362,7 +374,6 @@ def _make_cut(tf, images: Images, size: int):
         return tf.ensure_shape(views, [numbers.shape[0], size, size, 3])
 
     def cut(index, numbers):
-        own = min(index.shape[0], 2)  # a third one is the partner's
         parts = [cut_picture(index[0], numbers[:own])]
         if index.shape[0] > own:
             parts.append(cut_picture(index[own], numbers[own:]))

@@ -7,6 +7,7 @@ so that both pipelines draw from one recipe. Needs neither TensorFlow nor JAX.
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,19 @@ JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 # Of each order: the three operations beside hue, and which of them come before it.
 _OTHERS = np.array([[op for op in order if op != HUE] for order in JITTER_ORDERS])
 _EARLIER = np.array([np.arange(3) < order.index(HUE) for order in JITTER_ORDERS])
+
+
+class Slot(NamedTuple):
+    """An image of each instance that is made and encoded."""
+
+    name: str
+    """In the batch: 'view1', 'view2', or 'mixed', which is made of both (Eq. 7)."""
+    statistics: int = 0
+    """Slots of equal numbers are normalised together in batch norm."""
+
+
+VIEW_NUMBERS = {"view1": 0, "view2": 1}
+"""By which a view's random numbers are drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +80,17 @@ def make_recipe(config: ConfigDict) -> Recipe:
     )
 
 
-def num_views(config: ConfigDict) -> int:
-    """Return how many views of an image the configured loss terms look at."""
-    alone = config.instance.form == "ir" and not config.lambda_intra
-    return 1 if alone and not config.lambda_inter else 2
+def drawn_views(slots: Sequence[Slot]) -> list[str]:
+    """Return the views of each image that the slots need, the mixed images' too."""
+    names = [slot.name for slot in slots if slot.name in VIEW_NUMBERS]
+    if mixes(slots) and "view2" not in names:
+        names.append("view2")
+    return names
+
+
+def mixes(slots: Sequence[Slot]) -> bool:
+    """Tell whether one of the slots is the mixed image."""
+    return any(slot.name == "mixed" for slot in slots)
 
 
 def view_parameters(

@@ -58,6 +58,17 @@ def alignment(
     return jnp.mean(jnp.sum(jnp.square(view1 - view2), axis=1))
 
 
+def of_batch(embedding: dict[str, Float[Array, "row dim"]]) -> dict[str, Array]:
+    """Return the health of a training batch, whose images have names.
+
+    `embedding_std` of the first, and where there are two views their `alignment`.
+    """
+    found = {"embedding_std": embedding_std(next(iter(embedding.values())))}
+    if {"view1", "view2"} <= embedding.keys():
+        found["alignment"] = alignment(embedding["view1"], embedding["view2"])
+    return found
+
+
 def uniformity(embedding: Float[Array, "row dim"]) -> Float[Array, ""]:
     """Return log of the mean of exp(-2 d^2) over pairs, in [-8, 0]; lower is wider.
 

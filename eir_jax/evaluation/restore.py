@@ -23,6 +23,7 @@ from eir_jax.models.weights import (
     sha256,
     to_torchvision,
 )
+from eir_jax.objectives.systems import make_objective
 from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint, Meta
 from eir_jax.run.optimizer import make_optimizer
 from eir_jax.run.state import TrainState, abstract_train_state
@@ -79,7 +80,8 @@ def restore_run(
                 f"the checkpoints in {workdir} are of the model {saved}, its "
                 f"config.json says {config.model.to_dict()}; put the settings back"
             )
-        return abstract_train_state(config, encoder, tx, meta["num_examples"], mesh)
+        objective = make_objective(config, meta["num_examples"], mesh)
+        return abstract_train_state(config, objective, encoder, tx, mesh)
 
     directory = workdir / "checkpoints"
     checkpoints = Checkpoints(directory, read_only=True) if directory.is_dir() else None
@@ -168,7 +170,7 @@ def restore_weights(
         params=params,
         batch_stats=batch_stats,
         opt_state=(),
-        memory_bank=jnp.zeros((0, config.model.embedding_dim)),
+        memory={},
     )
     meta = {
         "num_examples": about.get("num_examples", 0),

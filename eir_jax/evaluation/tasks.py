@@ -108,8 +108,8 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
         ("knn", query.embedding, gallery.embedding),
         ("knn_feature", query.feature, gallery.feature),
     ]
-    if len(subject.run.state.memory_bank):  # of the training images alone
-        bank = sharding.fetch(subject.run.state.memory_bank)[found.voters]
+    if "bank" in subject.run.state.memory:  # a row for each training image
+        bank = sharding.fetch(subject.run.state.memory["bank"])[found.voters]
         searches.append(("knn_bank", query.embedding, bank))
     for number, (name, asked, voting) in enumerate(searches):
         similarity, index = nearest(

@@ -120,7 +120,7 @@ def of_embeddings(files: Sequence[Path], overrides: Sequence[str]) -> Judged:
         params={},
         batch_stats={},
         opt_state=(),
-        memory_bank=jnp.zeros((0, dim)),
+        memory={},
     )
     arrays = {
         f"{number}.{key}": getattr(x, key)
@@ -153,11 +153,8 @@ def _on(
     dataset = load(settings.data)
     for note in dataset.notes:
         print(note, file=sys.stderr)
-    no_bank = run.state.replace(
-        memory_bank=jnp.zeros((0, settings.model.embedding_dim))
-    )
     embed = make_embed(settings, make_encoder(settings, exact=True), run.mesh)
-    run = run._replace(config=settings, state=no_bank, embed=embed)
+    run = run._replace(config=settings, state=run.state.replace(memory={}), embed=embed)
     return Judged(run, dataset, says)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 INSTANCE_ALONE: dict[str, Any] = {"lambda_intra": 0.0, "lambda_inter": 0.0}
 RANDOM: dict[str, Any] = {"num_epochs": 0}
-IR = INSTANCE_ALONE | {"instance.form": "ir"}
+IR = INSTANCE_ALONE | {"objective": "ir"}
 INTRA = {"lambda_inter": 0.0}
 INTER = {"lambda_intra": 0.0}
 EIR: dict[str, Any] = {}

@@ -67,8 +67,13 @@ def l2_normalize(
     return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
 
-def make_encoder(config: ConfigDict, exact: bool = False) -> Encoder:
+def make_encoder(
+    config: ConfigDict, passes: Passes = ((0,),), exact: bool = False
+) -> Encoder:
     """Build the encoder that `config.model` and `config.batch_norm` describe.
+
+    `passes` says which of the images of an instance, by their places, batch norm
+    normalises together in training.
 
     With `exact`, for evaluation, it computes in float32 without rounding the factors of
     products, whatever `config.model` says; the parameters are the same.
@@ -83,7 +88,7 @@ def make_encoder(config: ConfigDict, exact: bool = False) -> Encoder:
             stem=config.model.stem,
             layers=Layers(
                 groups=config.batch_norm.groups,
-                passes=batch_norm_passes(config),
+                passes=passes,
                 dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
                 precision="highest" if exact else config.model.precision,
                 kernel_init=KERNEL_INIT[config.model.init],
@@ -91,24 +96,6 @@ def make_encoder(config: ConfigDict, exact: bool = False) -> Encoder:
         ),
         embedding_dim=config.model.embedding_dim,
     )
-
-
-def batch_norm_passes(config: ConfigDict) -> Passes:
-    """Return the slots in use (view 1, view 2, mixed), by shared statistics.
-
-    A slot that no loss term looks at is left out.
-    """
-    views: tuple[int, ...] = (0, 1)
-    if config.instance.form == "ir" and not (
-        config.lambda_intra or config.lambda_inter
-    ):
-        views = (0,)
-    slots = (*views, 2) if config.lambda_inter else views
-    if config.batch_norm.sharing == "all":
-        return (slots,)
-    if config.batch_norm.sharing == "none":
-        return tuple((slot,) for slot in slots)
-    return (views, *((slot,) for slot in slots[len(views) :]))
 
 
 def _bias_init(fan_in: int):

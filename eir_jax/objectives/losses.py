@@ -8,12 +8,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from eir_jax.models.encoder import l2_normalize
-from eir_jax.objectives.memory_bank import (
+from eir_jax.objectives.relations import (
+    Candidates,
     Form,
     Relations,
     log_probability,
-    similarities,
-    streams,
 )
 
 
@@ -36,11 +35,13 @@ def iraug_loss(
 
 
 def intra_loss(relations: Relations) -> Float[Array, ""]:
-    """Eq. 6: KL(p || q), summed over the N rows; >= 0.
+    """Eq. 6: KL(p || q), summed over the candidates; >= 0.
 
-    Paper: a sum over instances too. We: the mean over the batch, the scale at which
-    lambda_1 = 15 makes the term a few times IRaug's.
+    Eq. 4-5 print the distances as bare cosines, so that their softmax has temperature
+    1 (`Comparison`). Paper: a sum over instances too. We: the mean over the batch, as
+    its other terms are computed in all code that followed it.
     """
+    assert relations.divergence is not None  # asked for by a `Comparison`
     return relations.divergence.mean()
 
 
@@ -71,40 +72,25 @@ def inter_loss(
     return -jax.nn.logsumexp(own) if literal else -own.mean()
 
 
-def inter_bank_loss(
+def inter_candidates_loss(
     mixed: Float[Array, "batch dim"],
     target: Float[Array, "batch dim"],
-    memory_bank: Float[Array, "rows dim"],
-    index: Int[Array, " batch"],
-    partner: Int[Array, " batch"],
-    num_examples: int,
+    candidates: Candidates,
     temperature: float,
     *,
     literal: bool = False,
     form: Form = "auto",
     mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
-    """Eq. 9 with the bank's rows as negatives (as in the authors' MoCo-based release).
+    """Eq. 9 with rows as negatives (as in the authors' MoCo-based release).
 
-    Each target must find its mixed image among that image and all N rows, but for the
-    rows of the two instances that were mixed: those are no negatives.
+    Each target must find its mixed image among that image and all candidates, from
+    which those of the two instances that were mixed are excluded.
     """
-    if streams(form, memory_bank, mesh):
-        query = target / temperature
-        excluded = jnp.stack([index, index[partner]], axis=1)
-        positive = jnp.sum(query * mixed, axis=1)
-        own = log_probability(
-            positive, query, memory_bank, excluded, num_examples, mesh
-        )
-    else:
-        place = jnp.arange(len(target))
-        bank = jax.lax.stop_gradient(memory_bank)
-        negative = similarities(bank, target, num_examples)
-        negative = negative.at[place, index].set(-jnp.inf)
-        negative = negative.at[place, index[partner]].set(-jnp.inf)
-        positive = jnp.sum(target * mixed, axis=1, keepdims=True)
-        logits = jnp.concatenate([positive, negative], axis=1) / temperature
-        own = jax.nn.log_softmax(logits)[:, 0]
+    positive = jnp.sum(target * mixed, axis=1)
+    own = log_probability(
+        target, candidates, temperature, positive, form=form, mesh=mesh
+    )
     return -jax.nn.logsumexp(own) if literal else -own.mean()
 
 

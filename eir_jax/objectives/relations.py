@@ -1,241 +1,316 @@
-"""The softmax over all the bank's rows, streamed: no [batch, rows] array ever exists.
+"""How the views of a batch relate to a set of candidates (Eq. 1-6).
 
-The rows pass by in blocks, once. An online softmax keeps, for each query u and the
-probabilities p_j = softmax_j(u . m_j), the largest score, the sum of exponentials and
-their weighted sum of rows, from which the mean row E_p[m] follows. That is all that
-values and gradients need, so the backward pass reads no row again:
+Notation: v -> view1, v^ -> view2, m_j -> candidates.rows[j], tau -> temperature. The
+candidates are the rows of a memory bank, of a queue, or of the batch itself. Each
+instance has a score of its own beside them: of its own row, or of its key.
 
-    d log-sum-exp / du = E_p[m]
-    E_p[d . m] of a direction d: its derivative by d is E_p[m], and by u
-    E_p[(d . m) m] - E_p[d . m] E_p[m]
-
-A divergence of two views is made of these (see `relate_views` in memory_bank.py). Where
-the rows are split over devices each streams over its own; partial sums are combined by
-a maximum and a sum over the devices, inside the hand-written rule: no differentiation
-passes through a collective.
+The relations come in two forms, with the same numbers: 'dense' holds [batch, rows]
+arrays, 'streamed' (streaming.py) looks at a block of rows at a time. With a mesh the
+rows are split over it, and the whole batch is on every device.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from eir_jax.system import sharding
+from eir_jax.objectives.memory_bank import read_rows
+from eir_jax.objectives.streaming import NO_SCORE, other_rows
 
-# Of 512 to 20,480 rows, batch 128, on 2 CPU cores (benchmarks/memory_bank.py --blocks).
-BLOCK_ROWS = 2048
-NO_SCORE = -1e30  # of a row that takes no part; finite, so that 0 * it stays 0
-LOWEST = -1e20  # the maximum before any row: exp(NO_SCORE - LOWEST) is 0
+Form = Literal["auto", "dense", "streamed"]
+Own = Float[Array, "views batch"] | None
 
-
-class OtherRows(NamedTuple):
-    """What the queries find in all rows but the excluded ones."""
-
-    log_sum: Float[Array, "views batch"]
-    """Log-sum-exp of the scores; -1e20 where there is no row."""
-    slope: Float[Array, "views batch"]
-    """E_p[direction . m], the derivative of `log_sum` along the direction."""
-    mean_score: Float[Array, "views batch"]
-    """E_p[u . m]; no gradient."""
-    ahead: Float[Array, " batch"]
-    """Rows that the first view scores above the threshold; no gradient."""
+STREAMED_FROM = 8192  # rows a device: measured, see benchmarks/README.md
 
 
-class _Sums(NamedTuple):
-    """The online softmax: sums of exp(score - top), up to some row."""
+class Candidates(NamedTuple):
+    """What each instance of a batch is told from; no gradient enters it."""
 
-    top: Float[Array, "views batch"]
-    total: Float[Array, "views batch"]
-    rows: Float[Array, "views batch dim"]
-    sloped: Float[Array, "moving batch dim"]
-    """Of exp(score - top) * (direction . m) * m, for the views that move."""
-    ahead: Int[Array, " batch"]
+    rows: Float[Array, "rows dim"]
+    """Unit length; those from `num_rows` on are padding."""
+    excluded: Int[Array, "batch excluded"]
+    """For each instance the rows that are none of its candidates; -1: no row."""
+    num_rows: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def other_rows(
-    memory_bank: Float[Array, "rows dim"],
-    query: Float[Array, "views batch dim"],
-    direction: Float[Array, "batch dim"] | None,
-    excluded: Int[Array, "batch excluded"],
-    threshold: Float[Array, " batch"],
-    num_examples: int,
-    moving: tuple[int, ...] = (),
+class Comparison(NamedTuple):
+    """How the two views' distributions are compared (Eq. 4-6)."""
+
+    temperature: float = 1.0
+    """Of both distributions. Eq. 4-5 print bare cosines: 1."""
+    target_temperature: float = 0.0
+    """Of view 1's, the target p; 0: `temperature`."""
+    own_row: bool = True
+    """Whether the own score takes part, as Eq. 4-5 sum over i = 1..N."""
+    stop_gradient: bool = False
+    """Hold p fixed."""
+    symmetric: bool = False
+    """The mean of KL(p || q) and KL(q || p)."""
+
+
+class Relations(NamedTuple):
+    """How a batch's two views relate to the candidates."""
+
+    log_p: Float[Array, " batch"]
+    """log P(i | v), Eq. 1: view 1 finds its own among all."""
+    log_q: Float[Array, " batch"]
+    """log P(i | v^): view 2 does."""
+    divergence: Float[Array, " batch"] | None
+    """KL(p || q) summed over all rows, Eq. 4-6, in nats; None: not asked for."""
+    entropy_p: Float[Array, " batch"]
+    """Of view 1's distribution, in [0, log N] nats; no gradient, as the two below."""
+    entropy_q: Float[Array, " batch"]
+    """Of view 2's distribution."""
+    rank: Float[Array, " batch"]
+    """Of the own score among all by view 1's similarity, from 1 on."""
+
+
+def bank_candidates(
+    memory_bank: Float[Array, "rows dim"], index: Int[Array, " batch"], count: int
+) -> Candidates:
+    """Return all `count` rows of a bank; the first excluded is an instance's own."""
+    return Candidates(jax.lax.stop_gradient(memory_bank), index[:, None], count)
+
+
+def streams(form: Form, rows: Array, mesh: Mesh | None) -> bool:
+    """Return whether rows are streamed: 'auto' asks for the rows a device."""
+    if form == "auto":
+        return len(rows) // (mesh.size if mesh else 1) >= STREAMED_FROM
+    return form == "streamed"
+
+
+def similarities(
+    rows: Float[Array, "rows dim"], embedding: Float[Array, "batch dim"], count: int
+) -> Float[Array, "batch rows"]:
+    """Return the cosine to every row, a huge negative number at padding (Eq. 4-5)."""
+    embedding = jnp.asarray(embedding)
+    rows = rows.astype(embedding.dtype)
+    cosine = jnp.matmul(embedding, rows.T, precision=jax.lax.Precision.HIGHEST)
+    real = jnp.arange(len(rows)) < count
+    return jnp.where(real[None], cosine, NO_SCORE)
+
+
+def log_probability(
+    view: Float[Array, "batch dim"],
+    candidates: Candidates,
+    temperature: float,
+    own: Float[Array, " batch"] | None = None,
+    *,
+    form: Form = "auto",
     mesh: Mesh | None = None,
-    block_rows: int = 0,
-) -> OtherRows:
-    """Stream the softmax of each query's scores u . m_j over the rows.
-
-    Scores are float32 (the queries' type) at the highest precision, whatever the rows'
-    type. Memory: one block of scores for each view, and as much again for what is made
-    of it; no gradient enters the bank.
+) -> Float[Array, " batch"]:
+    """Eq. 1: return log P(i | v), the log-softmax of each instance's own score.
 
     Args:
-      memory_bank: split by rows over `mesh`; those from `num_examples` on take no part.
-      query: u, one or two views divided by the temperature.
-      direction: query[0] - query[1]; only its scores' difference is looked at, so that
-        it must be that. A gradient enters it. None: `slope` is 0.
-      excluded: for each instance the rows that take no part.
-      threshold: a score of the first view.
-      num_examples: N.
-      moving: the views in which the slope's dependence on p is differentiated; in
-        others p counts as fixed there.
-      mesh: devices along the axis 'data'; None: one device.
-      block_rows: rows scored at once on each device; 0: 2,048.
+      view: v, unit length.
+      candidates: all but the excluded rows stand against the own score.
+      temperature: tau.
+      own: cosine of each view with its own; None: with its first excluded row.
+      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      mesh: over which the rows are split; None: one device.
     """
-    return _forward(
-        memory_bank, query, direction, excluded, threshold, num_examples, (), mesh,
-        block_rows,
-    )[0]  # fmt: skip
-
-
-def _forward(
-    memory_bank, query, direction, excluded, threshold, num_examples, moving, mesh,
-    block_rows,
-):  # fmt: skip
-    stream = functools.partial(
-        _stream,
-        num_examples=num_examples,
-        moving=moving,
-        block_rows=block_rows or BLOCK_ROWS,
-    )
-    sums: _Sums = sharding.map_rows(
-        lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
-        mesh,
-        in_specs=(P("data"), P(), P(), P()),
-        out_specs=P(),
-    )(memory_bank, query, excluded, threshold)
-    # The row of the largest score contributes exp(0): where any row is, total >= 1.
-    total = jnp.maximum(sums.total, 1)
-    mean_row = sums.rows / total[..., None]
-    if direction is None:
-        slope = jnp.zeros_like(total)
+    rows, excluded, count = candidates
+    if not streams(form, rows, mesh):
+        scores, place = _scores(candidates, view, own)
+        return _at(jax.nn.log_softmax(scores / temperature), place)
+    query = view / temperature
+    if own is None:
+        score = jnp.sum(query * read_rows(rows, excluded[:, 0], mesh), axis=1)
     else:
-        slope = jnp.sum(direction[None] * mean_row, axis=-1)
-    found = OtherRows(
-        log_sum=sums.top + jnp.log(total),
-        slope=slope,
-        mean_score=jnp.sum(query * mean_row, axis=-1),
-        ahead=sums.ahead.astype(query.dtype),
-    )
-    places = jnp.array(moving, jnp.int32)
-    turn = sums.sloped / total[places][..., None]  # d slope / du, less the mean's part
-    turn = turn - slope[places][..., None] * mean_row[places]
-    return found, (mean_row, turn, direction)
+        score = own / temperature
+    others = other_rows(
+        jax.lax.stop_gradient(rows), query[None], None, excluded, score, count,
+        mesh=mesh,
+    )  # fmt: skip
+    return _log_share(score, others.log_sum[0])
 
 
-def _backward(num_examples, moving, mesh, block_rows, residuals, cotangent: OtherRows):
-    mean_row, turn, direction = residuals
-    query = cotangent.log_sum[..., None] * mean_row
-    for place, view in enumerate(moving):
-        query = query.at[view].add(cotangent.slope[view][:, None] * turn[place])
-    if direction is not None:
-        direction = jnp.sum(cotangent.slope[..., None] * mean_row, axis=0)
-    return None, query, direction, None, None
+def relate(
+    view1: Float[Array, "batch dim"],
+    view2: Float[Array, "batch dim"],
+    candidates: Candidates,
+    temperature: float,
+    comparison: Comparison | None = None,
+    own: Own = None,
+    *,
+    form: Form = "auto",
+    mesh: Mesh | None = None,
+) -> Relations:
+    """Eq. 1-6: relate both views to all candidates.
 
-
-other_rows.defvjp(_forward, _backward)
-
-
-def _stream(
-    axis, memory_bank, query, excluded, threshold, *, num_examples, moving, block_rows
-) -> _Sums:
-    """Stream over the rows of one device."""
-    views, batch, dim = query.shape
-    rows = len(memory_bank)
-    first = sharding.first_row(axis, rows)
-    block_rows = min(block_rows, rows)
-
-    def add_block(i, sums: _Sums) -> _Sums:
-        # The last block begins early where the rows are ragged: some come again.
-        start = jnp.minimum(i * block_rows, rows - block_rows)
-        block = _take_block(memory_bank, start, block_rows, query.dtype)
-        place = start + jax.lax.iota(jnp.int32, block_rows)
-        fresh = (place >= i * block_rows) & (first + place < num_examples)
-        other = (first + place)[None, None] != excluded[..., None]
-        return _add(sums, block, query, fresh[None] & other.all(1), threshold, moving)
-
-    zeros = functools.partial(jnp.zeros, dtype=query.dtype)
-    return jax.lax.fori_loop(
-        0,
-        -(-rows // block_rows),
-        add_block,
-        _Sums(
-            top=jnp.full((views, batch), LOWEST, query.dtype),
-            total=zeros((views, batch)),
-            rows=zeros((views, batch, dim)),
-            sloped=zeros((len(moving), batch, dim)),
-            ahead=jnp.zeros(batch, jnp.int32),
-        ),
-    )
-
-
-def _add(
-    sums: _Sums,
-    block: Float[Array, "block dim"],
-    query: Float[Array, "views batch dim"],
-    taken: Bool[Array, "batch block"],
-    threshold: Float[Array, " batch"],
-    moving: tuple[int, ...],
-) -> _Sums:
-    """Add a block of rows."""
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    score = product("vbd,nd->vbn", query, block)
-    score = jnp.where(taken[None], score, NO_SCORE)
-    top = jnp.maximum(sums.top, score.max(axis=-1))
-    weight = jnp.exp(score - top[..., None])
-    weights = [weight]
-    if moving:
-        slope = score[0] - score[1]
-        weights.append(jnp.stack([weight[view] * slope for view in moving]))
-    shrink = jnp.exp(sums.top - top)
-    places = jnp.array(moving, jnp.int32)
-    # One product for all, of which a row counts views * batch, then moving * batch.
-    summed = product("vbn,nd->vbd", jnp.concatenate(weights), block)
-    views = len(query)
-    return _Sums(
-        top=top,
-        total=sums.total * shrink + weight.sum(axis=-1),
-        rows=sums.rows * shrink[..., None] + summed[:views],
-        sloped=sums.sloped * shrink[places][..., None] + summed[views:],
-        ahead=sums.ahead + jnp.sum(score[0] > threshold[:, None], 1, dtype=jnp.int32),
-    )
-
-
-def computed_in_float32(rows: Array) -> bool:
-    """Return whether XLA computes the rows' type in float32: bfloat16 on a CPU.
-
-    It then converts whole arrays where a few rows are meant.
+    Args:
+      view1: v, unit length.
+      view2: v^, unit length.
+      candidates: no gradient enters them.
+      temperature: tau of `log_p` and `log_q`.
+      comparison: of the two distributions; None: they are not compared.
+      own: cosine of each view with its own; None: with its first excluded row.
+      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      mesh: over which the rows are split; None: one device.
     """
-    return rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-
-
-def _take_block(rows: Array, start: Array, count: int, dtype) -> Array:
-    def take():
-        return jax.lax.dynamic_slice_in_dim(rows, start, count).astype(dtype)
-
-    if not computed_in_float32(rows):
-        return take()
-    # XLA would convert all rows before the loop; but it moves nothing out of a branch.
-    nothing = jnp.zeros((count, rows.shape[1]), dtype)
-    return jax.lax.cond(start >= 0, take, lambda: nothing)
-
-
-def _combine(axis: str | None, sums: _Sums, moving: tuple[int, ...]) -> _Sums:
-    """Combine this device's sums with the other devices'."""
-    if axis is None:
-        return sums
-    top = jax.lax.pmax(sums.top, axis)
-    shrink = jnp.exp(sums.top - top)
-    scaled = _Sums(
-        top=top,
-        total=sums.total * shrink,
-        rows=sums.rows * shrink[..., None],
-        sloped=sums.sloped * shrink[jnp.array(moving, jnp.int32)][..., None],
-        ahead=sums.ahead,
+    candidates = candidates._replace(rows=jax.lax.stop_gradient(candidates.rows))
+    how = _relate_dense
+    if streams(form, candidates.rows, mesh):
+        how = _relate_streamed
+    found = how(view1, view2, candidates, temperature, comparison, own, mesh)
+    watched = ("entropy_p", "entropy_q", "rank")
+    return found._replace(
+        **{name: jax.lax.stop_gradient(getattr(found, name)) for name in watched}
     )
-    return _Sums(top, *jax.lax.psum(tuple(scaled[1:]), axis))
+
+
+def _temperatures(comparison: Comparison) -> tuple[float, float]:
+    """Return those of p and of q."""
+    tau = comparison.temperature
+    return comparison.target_temperature or tau, tau
+
+
+def _relate_dense(
+    view1, view2, candidates: Candidates, temperature, comparison, own, mesh
+) -> Relations:
+    own1, own2 = (None, None) if own is None else own
+    scores1, place = _scores(candidates, view1, own1)
+    scores2, _ = _scores(candidates, view2, own2)
+    log_p = jax.nn.log_softmax(scores1 / temperature)
+    log_q = jax.nn.log_softmax(scores2 / temperature)
+    own_p, own_q = _at(log_p, place), _at(log_q, place)
+    ahead = jnp.sum(scores1 > _at(scores1, place)[:, None], axis=1, dtype=jnp.float32)
+    watched = (_entropy(log_p), _entropy(log_q), 1 + ahead)
+    if comparison is None:
+        return Relations(own_p, own_q, None, *watched)
+    taus = _temperatures(comparison)
+    if not comparison.own_row:
+        columns = jnp.arange(scores1.shape[1])
+        other = columns[None] != place[:, None]
+        scores1, scores2 = (jnp.where(other, x, NO_SCORE) for x in (scores1, scores2))
+    if taus != (temperature, temperature) or not comparison.own_row:
+        log_p = jax.nn.log_softmax(scores1 / taus[0])
+        log_q = jax.nn.log_softmax(scores2 / taus[1])
+    if comparison.stop_gradient:
+        log_p = jax.lax.stop_gradient(log_p)
+    difference = jnp.where(scores1 > NO_SCORE, log_p - log_q, 0)
+    divergence = jnp.sum(jnp.exp(log_p) * difference, axis=1)
+    if comparison.symmetric:
+        backward = -jnp.sum(jnp.exp(log_q) * difference, axis=1)
+        divergence = (divergence + backward) / 2
+    return Relations(own_p, own_q, divergence, *watched)
+
+
+def _relate_streamed(
+    view1, view2, candidates: Candidates, temperature, comparison, own, mesh
+) -> Relations:
+    """Put each view's own score together with the streamed others.
+
+    Of equal cosines the rank may count some that rounding sets apart, since the own
+    one is no part of the stream's product; the own row itself is never counted.
+    """
+    rows, excluded, count = candidates
+    views = jnp.stack([view1, view2])
+    own_rows = read_rows(rows, excluded[:, 0], mesh) if own is None else None
+
+    def own_score(query, taus):
+        if own_rows is not None:
+            return jnp.sum(query * own_rows[None], axis=-1)
+        return own / jnp.asarray(taus, own.dtype)[:, None]
+
+    query, pair = views / temperature, (0, 1)
+    moving: tuple[int, ...] = ()
+    own_scores = own_score(query, (temperature, temperature))
+    direction = None
+    if comparison is not None:
+        taus, compared, own_compared = _temperatures(comparison), query, own_scores
+        if taus != (temperature, temperature):
+            pair = (2, 3)
+            compared = jnp.stack([view1 / taus[0], view2 / taus[1]])
+            own_compared = own_score(compared, taus)
+            query = jnp.concatenate([query, compared])
+        held = compared[0]
+        if comparison.stop_gradient:
+            held = jax.lax.stop_gradient(held)
+        direction = held - compared[1]
+        moves = (not comparison.stop_gradient, comparison.symmetric)
+        moving = tuple(view for view, does in zip(pair, moves, strict=True) if does)
+    others = other_rows(
+        rows, query, direction, excluded, own_scores[0], count, pair, moving, mesh
+    )
+    log_own = _log_share(own_scores, others.log_sum[:2])
+    mean_score = others.mean_score[:2]
+    entropy = -log_own - jnp.expm1(log_own) * (own_scores - mean_score)
+    watched = (entropy[0], entropy[1], 1 + others.ahead)
+    if comparison is None:
+        return Relations(log_own[0], log_own[1], None, *watched)
+
+    first, second = pair
+    slope = others.slope[first], others.slope[second]
+    log_sum = jnp.stack([others.log_sum[first], others.log_sum[second]])
+    if not comparison.own_row:
+        # KL(p || q) = E_p[s_1 - s_2] - (L_1 - L_2), L the log-sum-exp of the scores.
+        if comparison.stop_gradient:
+            log_sum = log_sum.at[0].set(jax.lax.stop_gradient(log_sum[0]))
+        apart = log_sum[0] - log_sum[1]
+        divergence = slope[0] - apart
+        backward = apart - slope[1]
+    else:
+        # KL(p || q) = log p_i - log q_i + (1 - p_i) (E[s_1 - s_2] - (s_1 - s_2)_i),
+        # E over the other rows by p, s_1 and s_2 the scores of the two views.
+        log_both = _log_share(own_compared, log_sum)
+        if comparison.stop_gradient:
+            log_both = log_both.at[0].set(jax.lax.stop_gradient(log_both[0]))
+        if own_rows is not None:
+            own_slope = jnp.sum((held - compared[1]) * own_rows, axis=1)
+        else:
+            fixed = jax.lax.stop_gradient if comparison.stop_gradient else (lambda x: x)
+            own_slope = fixed(own_compared[0]) - own_compared[1]
+        gap = -jnp.expm1(log_both) * (jnp.stack(slope) - own_slope[None])
+        divergence = log_both[0] - log_both[1] + gap[0]
+        backward = log_both[1] - log_both[0] - gap[1]
+    if comparison.symmetric:
+        divergence = (divergence + backward) / 2
+    return Relations(log_own[0], log_own[1], divergence, *watched)
+
+
+def _scores(
+    candidates: Candidates,
+    view: Float[Array, "batch dim"],
+    own: Float[Array, " batch"] | None,
+) -> tuple[Float[Array, "batch columns"], Int[Array, " batch"]]:
+    """Return the cosines of all candidates and the own one, and the column of that."""
+    rows, excluded, count = candidates
+    cosine = similarities(jax.lax.stop_gradient(rows), view, count)
+    if own is None:
+        return _without(cosine, excluded[:, 1:]), excluded[:, 0]
+    scores = jnp.concatenate([own[:, None], _without(cosine, excluded)], axis=1)
+    return scores, jnp.zeros(len(scores), jnp.int32)
+
+
+def _without(
+    cosine: Float[Array, "batch rows"], excluded: Int[Array, "batch excluded"]
+) -> Float[Array, "batch rows"]:
+    if not excluded.shape[1]:
+        return cosine
+    taken: Bool[Array, "batch excluded rows"] = (
+        jnp.arange(cosine.shape[1])[None, None] == excluded[..., None]
+    )
+    return jnp.where(taken.any(1), NO_SCORE, cosine)
+
+
+def _log_share(own: Array, log_sum: Array) -> Array:
+    """Return log(e^own / (e^own + e^log_sum)), its gradient accurate to rounding.
+
+    That of `jax.nn.log_sigmoid` is off by the value's rounding, 1e-6 at -10: too much
+    where the terms of a small divergence cancel.
+    """
+    ahead = own - log_sum
+    return jnp.minimum(ahead, 0) - jnp.log1p(jnp.exp(-jnp.abs(ahead)))
+
+
+def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batch"]:
+    return -jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
+
+
+def _at(
+    value: Float[Array, "batch columns"], place: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    return jnp.take_along_axis(value, place[:, None], axis=1)[:, 0]

@@ -24,6 +24,7 @@ from eir_jax.system import processes
 from eir_jax.system.errors import UserError, first_line, lacks_memory
 
 Meta = dict[str, Any]
+KEPT_SINCE_0_1 = ("step", "params", "batch_stats", "opt_state")
 
 
 class DamagedCheckpoint(Exception):
@@ -173,7 +174,10 @@ class Checkpoints:
             ocp.StandardCheckpointHandler(multiprocessing_options=alone),
             multiprocessing_options=alone,
         )
-        args = ocp.args.StandardRestore(abstract, strict=False)
+        # A bank was all that a state of version 0.1 remembered, under its own name.
+        is_old = "memory_bank" in meta["checksums"]
+        wanted = _as_old(abstract) if is_old else abstract
+        args = ocp.args.StandardRestore(wanted, strict=False)
         reason = ""
         try:
             with _unraisable_silenced():
@@ -189,7 +193,7 @@ class Checkpoints:
         for name, value in _named(checksums).items():
             if meta["checksums"].get(name) != value:
                 raise DamagedCheckpoint(f"the checksum of {name} differs")
-        return state
+        return _as_today(state) if is_old else state
 
     def restore_newest(
         self, abstract: Callable[[Meta], TrainState]
@@ -253,8 +257,23 @@ def _warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def _as_old(state: TrainState) -> dict[str, Any]:
+    if state.memory.keys() != {"bank"}:
+        raise UserError(
+            "version 0.1 of this program, which knew memory banks alone, wrote these "
+            "checkpoints; they are of another objective"
+        )
+    arrays = {name: getattr(state, name) for name in KEPT_SINCE_0_1}
+    return arrays | {"memory_bank": state.memory["bank"]}
+
+
+def _as_today(arrays: dict[str, Any]) -> TrainState:
+    bank = arrays.pop("memory_bank")
+    return TrainState(**arrays, memory={"bank": bank})
+
+
 @jax.jit
-def _checksums(state: TrainState) -> tuple[Any, jax.Array]:
+def _checksums(state: Any) -> tuple[Any, jax.Array]:
     """Return a checksum of each leaf, and whether all are finite.
 
     Each is a sum of the array's words (16 bits of bfloat16, else 32), weighted by

@@ -6,23 +6,27 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from eir_jax.data.sources import SOURCES
+from eir_jax.models.convolution import KERNEL_INIT
+from eir_jax.models.resnet import BLOCKS
+from eir_jax.objectives.systems import SYSTEMS
 from eir_jax.system.config import flatten
 from eir_jax.system.errors import UserError
 
 CHOICES = {
-    "instance.form": ("iraug", "iraug_sum", "ir"),
+    "objective": SYSTEMS,
     "inter.negatives": ("batch", "bank"),
     "interpolation.kind": ("cutmix", "mixup"),
-    "model.name": ("resnet18", "resnet10", "resnet34"),
+    "model.name": tuple(BLOCKS),
     "model.stem": ("small", "imagenet"),
-    "model.init": ("pytorch", "he"),
+    "model.init": tuple(KERNEL_INIT),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.precision": ("default", "high", "highest"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
     "bank.form": ("auto", "dense", "streamed"),
     "bank.dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "arrays", "tfds", "folder"),
+    "data.source": tuple(SOURCES),
     "data.fit": ("crop", "squash"),
     "data.keep": ("pixels", "encoded"),
     "data.broken": ("skip", "error"),
@@ -44,11 +48,12 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
-        "temperature interpolation.alpha optimizer.learning_rate knn.temperature",
+        "temperature intra.temperature interpolation.alpha optimizer.learning_rate "
+        "knn.temperature",
     ),
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,
-        "lambda_intra lambda_inter intra.temperature optimizer.weight_decay",
+        "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay",
     ),
     "in [0, 1)": (
         lambda x: 0 <= x < 1,

@@ -160,7 +160,7 @@ def read_config(path: Path) -> ConfigDict:
             f"{path.parent} is no workdir: it holds no {path.name}; give the --workdir "
             "of a run of eir_jax.main"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read as settings ({error}); put it right, or train anew "
             "in another --workdir"
@@ -174,14 +174,28 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
     there was the setting.
 
     Raises:
-      TypeError, ValueError, AttributeError: these are no settings.
+      KeyError, TypeError, ValueError, AttributeError: these are no settings.
     """
+    return _on_base(_as_today(saved))
+
+
+def _on_base(settings: dict[str, Any]) -> ConfigDict:
     config = _base().copy_and_resolve_references()
-    config.update(ConfigDict(_tuples(saved)))
+    config.update(ConfigDict(_tuples(settings)))
     for key, value in flatten(config).items():
         if value is None:
             raise ValueError(f"{key} has no value")
     return config
+
+
+def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved settings in today's words, where an older version had others."""
+    saved = {**saved, "intra": dict(saved.get("intra", {}))}
+    if "instance" in saved:  # it held the objective's name
+        saved["objective"] = saved.pop("instance")["form"]
+    if "temperature" in saved and not saved["intra"].get("temperature"):
+        saved["intra"]["temperature"] = saved["temperature"]  # 0 meant that
+    return saved
 
 
 @functools.cache
@@ -206,7 +220,7 @@ def _completed(config: ConfigDict, name: str) -> ConfigDict:
                 "(configs/base.py has all)"
             )
     try:
-        return complete(config.to_dict())
+        return _on_base(config.to_dict())
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"config {name}: {error}; see configs/base.py") from None
 

@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
-from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.augment_device import put_images
 from eir_jax.data.dataset import Dataset
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.views import Slot
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.restore import tensors_of
@@ -26,9 +27,8 @@ from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import from_torchvision
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
-from eir_jax.run.optimizer import make_optimizer, make_schedule
 from eir_jax.run.record import RunRecord
-from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
+from eir_jax.run.state import TrainState
 from eir_jax.run.validate import profiled_steps, validate, validate_sizes
 from eir_jax.run.workdir import check_settings, own
 from eir_jax.system import processes, sharding
@@ -36,8 +36,9 @@ from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
+from eir_jax.training.parts import Parts, make_parts
 from eir_jax.training.profiling import StepProfile
-from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
+from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -74,9 +75,7 @@ def _train_and_evaluate(
     validate_sizes(config, num_examples, mesh.size)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
 
-    encoder = make_encoder(config)
-    schedule = make_schedule(config, steps_per_epoch)
-    tx = make_optimizer(config, steps_per_epoch)
+    parts = make_parts(config, num_examples, mesh)
     meta: Meta = {
         "num_examples": num_examples,
         "train_hash": dataset.train_hash,
@@ -91,12 +90,9 @@ def _train_and_evaluate(
     )
     if processes.is_main():
         record(dataset, workdir, resumes=bool(checkpoints.steps))
-    views_of, resident = None, {}
+    resident = {}
     if config.data.pipeline == "device":
-        views_of = make_batch_views(config, mesh)
         resident["images"] = put_images(dataset.train.images, config, mesh)
-    step = make_train_step(config, encoder, tx, schedule, num_examples, mesh)
-    abstract = abstract_train_state(config, encoder, tx, num_examples, mesh)
     run = Run(
         config=config,
         workdir=workdir,
@@ -105,16 +101,15 @@ def _train_and_evaluate(
         steps_per_epoch=steps_per_epoch,
         round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
-        train_step=compile_train_step(step, abstract, mesh, views_of),
+        train_step=parts.compiled_step(),
+        slots=parts.objective.slots,
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
         checkpoints=checkpoints,
         meta=meta,
     )
     while True:
-        state = _restore_or_create(
-            config, encoder, tx, meta, mesh, checkpoints, dataset
-        )
+        state = _restore_or_create(parts, meta, checkpoints, dataset)
         if (taken := int(state.step)) > run.num_steps:
             raise UserError(
                 f"{workdir} is trained to step {taken}, beyond the "
@@ -148,6 +143,7 @@ class Run:
     round_steps: int
     num_steps: int
     train_step: TrainStep
+    slots: tuple[Slot, ...]
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
     embed: Embed
@@ -219,6 +215,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     batches = make_train_batches(
         run.dataset.train.images,
         config,
+        run.slots,
         start_step,
         num_steps,
         sharding.process_rows(config.batch_size, run.mesh),
@@ -278,13 +275,11 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
 
 def _restore_or_create(
-    config, encoder, tx, meta: Meta, mesh, checkpoints: Checkpoints, dataset: Dataset
+    parts: Parts, meta: Meta, checkpoints: Checkpoints, dataset: Dataset
 ) -> TrainState:
-    num_examples = meta["num_examples"]
-
     def abstract(saved: Meta) -> TrainState:
         for key, words, same in (
-            ("num_examples", "number", saved["num_examples"] == num_examples),
+            ("num_examples", "number", saved["num_examples"] == meta["num_examples"]),
             ("train_hash", "content", dataset.trains_as(saved["train_hash"])),
         ):
             if not same:
@@ -293,7 +288,7 @@ def _restore_or_create(
                     f"images: their {words} was {saved[key]}, here it is {meta[key]}; "
                     "give the data they were trained on, or another --workdir"
                 )
-        return abstract_train_state(config, encoder, tx, num_examples, mesh)
+        return parts.abstract_state()
 
     found = checkpoints.restore_newest(abstract)
     if found is None:
@@ -302,23 +297,24 @@ def _restore_or_create(
                 f"every checkpoint in {checkpoints.directory} is damaged; move the "
                 "folder away to train from the beginning"
             )
-        state = create_train_state(config, encoder, tx, num_examples, mesh)
-        return _with_weights(config, state, mesh) if config.model.weights else state
+        state = parts.create_state()
+        return _with_weights(parts, state) if parts.config.model.weights else state
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
     return state
 
 
-def _with_weights(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
+def _with_weights(parts: Parts, state: TrainState) -> TrainState:
     """Return the state before the first step with the backbone of `model.weights`."""
-    tensors = tensors_of(Path(config.model.weights).expanduser())
+    source = parts.config.model.weights
+    tensors = tensors_of(Path(source).expanduser())
     params, batch_stats = jax.tree.map(
-        lambda x: sharding.put_everywhere(np.asarray(x), mesh),
+        lambda x: sharding.put_everywhere(np.asarray(x), parts.mesh),
         from_torchvision(tensors, state.params, state.batch_stats, with_head=False),
     )
     if processes.is_main():
-        print(f"backbone of {config.model.weights}; head and memory bank begin anew")
+        print(f"backbone of {source}; head and memory begin anew")
     return state.replace(params=params, batch_stats=batch_stats)
 
 

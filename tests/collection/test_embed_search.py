@@ -287,7 +287,7 @@ def workdir(tmp_path_factory):
     state = small.create()
     checkpoints.save(state, meta, None)
     checkpoints.wait()
-    other = state.replace(step=state.step + 1, memory_bank=-state.memory_bank)
+    other = state.replace(step=state.step + 1, memory={"bank": -state.memory["bank"]})
     checkpoints.save(other, meta, None)
     checkpoints.close()
     return folder
@@ -443,7 +443,7 @@ def test_neither_imports_tensorflow(workdir, folder, tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
         "from eir_jax import embed, search\n"
-        f"command.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
+        f"embed.main(['--workdir={workdir}', '--images={folder / 'noise'}',"
         f" '--out={tmp_path / 'E.npz'}'])\n"
         f"search.main(['--embeddings={tmp_path / 'E.npz'}',"
         f" '--query={folder / 'noise'}', '--k=1'])\n"

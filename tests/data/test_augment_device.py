@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small import small_config
+from small import slots_of, small_config
 from test_main import QUICK, environment
 
 from eir_jax.data.augment_device import make_batch_views, put_images
@@ -26,8 +26,8 @@ def smooth_images(size):
 def device_batches(images, config, start, stop, devices=1):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     resident = {"images": put_images(images, config, mesh)}
-    make = jax.jit(make_batch_views(config, mesh))
-    batches = make_train_batches(images, config, start, stop)
+    make = jax.jit(make_batch_views(config, slots_of(config), mesh))
+    batches = make_train_batches(images, config, slots_of(config), start, stop)
     return [make(b | resident) for b in sharding.put_batches(batches, mesh)]
 
 
@@ -40,7 +40,7 @@ def test_both_pipelines_agree(kind, stored, size, mean, largest):
     pytest.importorskip("tensorflow")
     images = smooth_images(stored)
     config = small_config(**{"interpolation.kind": kind, "data.image_size": size})
-    host = list(make_train_batches(images, config, 3, 6))
+    host = list(make_train_batches(images, config, slots_of(config), 3, 6))
     config.data.pipeline = "device"
     for ours, theirs in zip(device_batches(images, config, 3, 6), host, strict=True):
         assert ours.keys() == theirs.keys()
@@ -75,7 +75,7 @@ def test_sharded_images_take_their_share_of_memory():
 
 
 def test_what_no_term_looks_at_is_left_out():
-    off = {"lambda_inter": 0.0, "lambda_intra": 0.0, "instance.form": "ir"}
+    off = {"lambda_inter": 0.0, "lambda_intra": 0.0, "objective": "ir"}
     config = small_config(**{"data.pipeline": "device"} | off)
     (batch,) = device_batches(smooth_images(8), config, 0, 1)
     assert batch.keys() == {"view1", "index"}

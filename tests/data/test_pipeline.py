@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from small import small_config
+from small import slots_of, small_config
 
 from eir_jax.data import pipeline
 from eir_jax.data.encoded import EncodedImages
@@ -24,7 +24,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, 8, 8, 3), np.uint8)
 
 
 def batches(start=0, stop=STEPS, **changes):
-    return list(make_train_batches(IMAGES, small_config(**changes), start, stop))
+    config = small_config(**changes)
+    return list(make_train_batches(IMAGES, config, slots_of(config), start, stop))
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +106,9 @@ def test_processes_make_their_parts_of_one_batch(kind, size):
     images = np.random.default_rng(0).integers(0, 256, (20, size, size, 3), np.uint8)
     changes = {"interpolation.kind": kind, "data.image_size": size, "batch_size": 6}
     config = small_config(**changes)
-    whole = list(make_train_batches(images, config, 2, 4))
+    whole = list(make_train_batches(images, config, slots_of(config), 2, 4))
     parts = [
-        list(make_train_batches(images, config, 2, 4, rows))
+        list(make_train_batches(images, config, slots_of(config), 2, 4, rows))
         for rows in (slice(0, 2), slice(2, 6))
     ]
     for step, batch in enumerate(whole):
@@ -120,9 +121,9 @@ def test_large_images_are_cropped_as_small_ones(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (20, 40, 50, 3), np.uint8)
     for size in (16, 64):  # smaller and larger than most crops
         config = small_config(**{"data.image_size": size})
-        small = next(make_train_batches(images, config, 0, 1))
+        small = next(make_train_batches(images, config, slots_of(config), 0, 1))
         monkeypatch.setattr(pipeline, "LARGEST_BATCHED", 1)
-        large = next(make_train_batches(images, config, 0, 1))
+        large = next(make_train_batches(images, config, slots_of(config), 0, 1))
         monkeypatch.undo()
         for name in ("view1", "view2", "mixed"):
             # Pillow rounds each pixel, and the colour jitter magnifies that.
@@ -145,8 +146,10 @@ def test_encoded_pictures_give_the_pixels_of_their_arrays(tmp_path):
     assert encoded.plain.sum() == 13  # the others are not TensorFlow's to decode
     config = small_config(**{"data.image_size": 64})
     for rows in (slice(None), slice(0, 5)):
-        ours = list(make_train_batches(encoded, config, 0, 3, rows))
-        want = list(make_train_batches(np.stack(whole), config, 0, 3, rows))
+        ours = list(make_train_batches(encoded, config, slots_of(config), 0, 3, rows))
+        want = list(
+            make_train_batches(np.stack(whole), config, slots_of(config), 0, 3, rows)
+        )
         for a, b in zip(ours, want, strict=True):
             np.testing.assert_array_equal(a["index"], b["index"])
             for name in ("view1", "view2", "mixed"):
@@ -165,7 +168,7 @@ def test_a_picture_that_is_gone_is_named(tmp_path):
     images = load(config.data).train.images
     (tmp_path / "07.jpg").unlink()
     with pytest.raises(UserError, match=r"07\.jpg can no longer be read"):
-        list(make_train_batches(images, config, 0, 8))
+        list(make_train_batches(images, config, slots_of(config), 0, 8))
 
 
 def test_fresh_views_are_view1_of_an_epoch(run):
@@ -198,14 +201,14 @@ def test_mixed_is_view1_with_the_partners_other_view(kind):
 
 def test_what_no_term_looks_at_is_left_out():
     assert batches(stop=1, lambda_inter=0.0)[0].keys() == {"view1", "view2", "index"}
-    off = {"lambda_inter": 0.0, "lambda_intra": 0.0, "instance.form": "ir"}
+    off = {"lambda_inter": 0.0, "lambda_intra": 0.0, "objective": "ir"}
     assert batches(stop=1, **off)[0].keys() == {"view1", "index"}
 
 
 def test_another_process_makes_the_same_pixels(run, tmp_path):
     program = (
         "import sys, numpy as np; sys.path[:0] = ['tests', '.']\n"
-        "import test_pipeline as t\n"
+        "import tests.data.test_pipeline as t\n"
         f"np.savez({str(tmp_path / 'b.npz')!r}, **t.batches(5, 6)[0])\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
@@ -217,8 +220,9 @@ def test_a_program_that_closes_its_batches_ends():
     """Left running, the pipeline's threads can keep the interpreter from ending."""
     program = (
         "import sys; from contextlib import closing; sys.path[:0] = ['tests', '.']\n"
-        "import test_pipeline as t\n"
-        "made = t.make_train_batches(t.IMAGES, t.small_config(), 0, 10**6)\n"
+        "import tests.data.test_pipeline as t\n"
+        "c = t.small_config()\n"
+        "made = t.make_train_batches(t.IMAGES, c, t.slots_of(c), 0, 10**6)\n"
         "with closing(made) as batches: next(batches)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

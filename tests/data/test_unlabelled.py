@@ -90,7 +90,7 @@ def test_numbers_are_those_of_the_labelled_images(partly):
             run.embed(run.state, split.images).embedding, np.float64
         )[index]
         label[name] = split.labels[index]
-    bank = np.asarray(run.state.memory_bank, np.float64)[rows["train"]]
+    bank = np.asarray(run.state.memory["bank"], np.float64)[rows["train"]]
     query = (embedding["test"], label["test"])
     for k in (1, 7):
         for part, gallery in (("knn", embedding["train"]), ("knn_bank", bank)):

@@ -13,10 +13,11 @@ from eir_jax.data.order import draw_uniforms
 from eir_jax.data.views import (
     NUM_UNIFORMS,
     coefficients,
+    drawn_views,
     make_recipe,
-    num_views,
     view_parameters,
 )
+from eir_jax.objectives.systems import make_objective
 
 INDEX = np.arange(4000, dtype=np.int32)
 
@@ -137,15 +138,15 @@ def test_crops_stay_inside_for_the_largest_numbers(recipe):
     ("changes", "views"),
     [
         ({}, 2),
-        ({"instance.form": "ir"}, 2),
-        ({"instance.form": "ir", "lambda_intra": 0.0}, 2),
-        ({"instance.form": "ir", "lambda_intra": 0.0, "lambda_inter": 0.0}, 1),
+        ({"objective": "ir"}, 2),
+        ({"objective": "ir", "lambda_intra": 0.0}, 2),
+        ({"objective": "ir", "lambda_intra": 0.0, "lambda_inter": 0.0}, 1),
     ],
 )
 def test_views_that_the_terms_look_at(changes, views):
     config = base.get_config()
     config.update_from_flattened_dict(changes)
-    assert num_views(config) == views
+    assert len(drawn_views(make_objective(config, 1).slots)) == views
 
 
 def test_recipe_of_digits_leaves_colour_and_sides_alone():

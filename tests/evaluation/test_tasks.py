@@ -84,7 +84,7 @@ class FakeRun:
 
     def __init__(self, bank, config):
         self.config, self.mesh = config, None
-        self.state = type("State", (), {"memory_bank": bank})
+        self.state = type("State", (), {"memory": {"bank": bank}})
 
 
 def subject(seed=0, **changes):
@@ -137,7 +137,7 @@ def test_knn_on_embedding_feature_and_bank_equals_scikit_learn():
     galleries = {
         "knn": s.gallery.embedding,
         "knn_feature": s.gallery.embedding,  # three times as long: the same cosines
-        "knn_bank": s.run.state.memory_bank,
+        "knn_bank": s.run.state.memory["bank"],
     }
     for name, gallery in galleries.items():
         for k in (1, 5, 20):
@@ -354,7 +354,7 @@ def protocols():
     config = base.get_config()
     s = subject()
     config.knn.k = (5, 20, 200)
-    s = s._replace(run=FakeRun(s.run.state.memory_bank, config))
+    s = s._replace(run=FakeRun(s.run.state.memory["bank"], config))
     return {name: task(s)[1] for name, task in tasks.TASKS.items()}
 
 

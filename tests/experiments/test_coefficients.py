@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from test_main import ROOT
-from test_results import SESSION
 from test_sweep import DIGITS, fake_run
+from test_tables import SESSION
 
 from eir_jax import coefficients as command
 from eir_jax.experiments import coefficients

@@ -389,10 +389,10 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
     """With a stand-in for training: 'b' crashes, 'c' ends too early."""
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(
-        "import sys, pathlib\n"
-        "sys.path[:0] = ['.', 'tests']\n"
+        "import glob, sys, pathlib\n"
+        "sys.path[:0] = ['.', 'tests', *glob.glob('tests/*/')]\n"
         "from test_sweep import fake_run\n"
-        "from eir_jax.config import load_config\n"
+        "from eir_jax.system.config import load_config\n"
         "workdir = pathlib.Path(sys.argv[-1].removeprefix('--workdir='))\n"
         "name = workdir.parent.name\n"
         "if sys.argv[1] == 'main':\n"

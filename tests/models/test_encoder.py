@@ -8,7 +8,7 @@ from flax import linen as nn
 from small import small_config
 
 from configs import base
-from eir_jax.models.encoder import batch_norm_passes, l2_normalize, make_encoder
+from eir_jax.models.encoder import l2_normalize, make_encoder
 from eir_jax.models.resnet import BatchNorm
 
 
@@ -165,23 +165,6 @@ def test_batch_norm_in_evaluation_equals_flax():
     with jax.numpy_rank_promotion("allow"):
         want = nn.BatchNorm(use_running_average=True).apply(variables, x)
     np.testing.assert_allclose(BatchNorm().apply(variables, x, False), want, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "passes"),
-    [
-        ({}, ((0, 1), (2,))),
-        ({"batch_norm.sharing": "all"}, ((0, 1, 2),)),
-        ({"batch_norm.sharing": "none"}, ((0,), (1,), (2,))),
-        ({"lambda_inter": 0.0}, ((0, 1),)),
-        ({"lambda_inter": 0.0, "batch_norm.sharing": "none"}, ((0,), (1,))),
-        ({"instance.form": "ir", "lambda_inter": 0.0, "lambda_intra": 0.0}, ((0,),)),
-    ],
-)
-def test_only_slots_in_use_are_encoded(changes, passes):
-    config = base.get_config()
-    config.update_from_flattened_dict(changes)
-    assert batch_norm_passes(config) == passes
 
 
 def test_l2_normalize():

@@ -7,7 +7,13 @@ import pytest
 import reference
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.memory_bank import padded_rows, relate_view, relate_views
+from eir_jax.objectives.memory_bank import padded_rows
+from eir_jax.objectives.relations import (
+    Comparison,
+    bank_candidates,
+    log_probability,
+    relate,
+)
 
 TAU = 0.1
 
@@ -32,8 +38,18 @@ class Case:
         rows = padded_rows(self.n)
         return jnp.zeros((rows, self.bank.shape[1])).at[: self.n].set(self.bank)
 
+    @property
+    def candidates(self):
+        return bank_candidates(self.padded_bank, self.index, self.n)
+
+    @property
+    def negatives(self):
+        both = np.stack([self.index, self.index[self.partner]], axis=1)
+        return self.candidates._replace(excluded=both)
+
     def relate(self, v, w, **options):
-        return relate_views(self.padded_bank, v, w, self.index, self.n, TAU, **options)
+        comparison = Comparison(**{"temperature": TAU} | options)
+        return relate(v, w, self.candidates, TAU, comparison)
 
 
 def assert_same(function, expected, arguments):
@@ -60,9 +76,7 @@ def case(request):
 
 def test_ir(case):
     assert_same(
-        lambda v: losses.ir_loss(
-            relate_view(case.padded_bank, v, case.index, case.n, TAU)
-        ),
+        lambda v: losses.ir_loss(log_probability(v, case.candidates, TAU)),
         lambda v: reference.instance_losses(case.bank, v, v, case.index, TAU)["ir"],
         [case.v],
     )
@@ -78,13 +92,24 @@ def test_iraug(case, form):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("tau", [0.0, 0.5])
-def test_intra(case, symmetric, tau):
+@pytest.mark.parametrize("own_row", [True, False])
+@pytest.mark.parametrize(("target", "tau"), [(0.0, TAU), (0.0, 1.0), (0.04, 0.5)])
+def test_intra(case, symmetric, target, tau, own_row):
+    how = {"symmetric": symmetric, "own_row": own_row}
+    left_out = None if own_row else case.index
     assert_same(
         lambda v, w: losses.intra_loss(
-            case.relate(v, w, symmetric=symmetric, divergence_temperature=tau)
+            case.relate(v, w, temperature=tau, target_temperature=target, **how)
         ),
-        lambda v, w: reference.intra(case.bank, v, w, tau or TAU, symmetric=symmetric),
+        lambda v, w: reference.intra(
+            case.bank,
+            v,
+            w,
+            tau,
+            target_temperature=target,
+            symmetric=symmetric,
+            left_out=left_out,
+        ),
         [case.v, case.w],
     )
 
@@ -110,7 +135,7 @@ def test_intra_stop_gradient(case, symmetric):
 
 def test_own_temperature_leaves_the_instance_term_alone(case):
     plain = case.relate(case.v, case.w)
-    other = case.relate(case.v, case.w, divergence_temperature=0.7)
+    other = case.relate(case.v, case.w, temperature=0.7)
     np.testing.assert_array_equal(plain.log_p, other.log_p)
     np.testing.assert_array_equal(plain.log_q, other.log_q)
     assert not np.allclose(plain.divergence, other.divergence)
@@ -138,13 +163,10 @@ def test_inter(case, literal):
 @pytest.mark.parametrize("literal", [False, True])
 def test_inter_with_bank_negatives(case, literal):
     assert_same(
-        lambda mixed, v: losses.inter_bank_loss(
+        lambda mixed, v: losses.inter_candidates_loss(
             mixed,
             losses.mixed_target(v, case.partner, jnp.float32(case.ratio)),
-            case.padded_bank,
-            case.index,
-            case.partner,
-            case.n,
+            case.negatives,
             TAU,
             literal=literal,
         ),
@@ -165,13 +187,14 @@ def test_no_gradient_enters_the_bank(case):
     v, w, mixed = (jnp.asarray(x, jnp.float32) for x in (case.v, case.w, case.mixed))
 
     def total(bank):
-        relations = relate_views(bank, v, w, case.index, case.n, TAU)
+        candidates = case.candidates._replace(rows=bank)
+        relations = relate(v, w, candidates, TAU, Comparison())
         return (
             losses.iraug_loss(relations)
             + losses.intra_loss(relations)
-            + losses.ir_loss(relate_view(bank, v, case.index, case.n, TAU))
-            + losses.inter_bank_loss(
-                mixed, v, bank, case.index, case.partner, case.n, TAU
+            + losses.ir_loss(log_probability(v, candidates, TAU))
+            + losses.inter_candidates_loss(
+                mixed, v, case.negatives._replace(rows=bank), TAU
             )
         )
 
@@ -219,7 +242,8 @@ def test_one_instance():
 @pytest.mark.parametrize("tau", [0.01, 10.0])
 def test_extreme_temperatures_stay_finite(case, tau):
     def total(v, w):
-        relations = relate_views(case.padded_bank, v, w, case.index, case.n, tau)
+        how = Comparison(temperature=tau)
+        relations = relate(v, w, case.candidates, tau, how)
         return losses.iraug_loss(relations) + 15 * losses.intra_loss(relations)
 
     value, grads = jax.value_and_grad(total, argnums=(0, 1))(

@@ -9,14 +9,17 @@ import pytest
 import reference
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.memory_bank import (
+from eir_jax.objectives.memory_bank import padded_rows
+from eir_jax.objectives.relations import (
     STREAMED_FROM,
-    padded_rows,
-    relate_view,
-    relate_views,
+    Candidates,
+    Comparison,
+    bank_candidates,
+    log_probability,
+    relate,
     streams,
 )
-from eir_jax.objectives.relations import BLOCK_ROWS, other_rows
+from eir_jax.objectives.streaming import BLOCK_ROWS, other_rows
 from eir_jax.system import sharding
 
 # N and temperature. N of a part of a block, a whole bank of 512, ragged blocks.
@@ -25,7 +28,12 @@ OPTIONS = (
     {"symmetric": True},
     {"stop_gradient": True},
     {"stop_gradient": True, "symmetric": True},
-    {"divergence_temperature": 0.3, "symmetric": True},
+    {"temperature": 0.3, "symmetric": True},
+    {"own_row": False, "symmetric": True},
+    {"own_row": False, "stop_gradient": True, "temperature": 1.0},
+    {"target_temperature": 0.04, "temperature": 0.1},
+    {"target_temperature": 0.04, "temperature": 0.1, "own_row": False},
+    {"target_temperature": 0.5, "temperature": 1.0, "stop_gradient": True},
 )
 
 
@@ -52,16 +60,18 @@ class Case:
         how = {"form": form, "mesh": mesh}
         n, index, partner = self.n, self.index, self.partner
 
+        comparison = Comparison(**{"temperature": tau} | options)
+
         def compute(views, bank):
+            rows = bank_candidates(bank, index, n)
+            others = rows._replace(excluded=jnp.stack([index, index[partner]], 1))
+
             def values(v, w):
-                found = relate_views(bank, v, w, index, n, tau, **options, **how)
-                inter = losses.inter_bank_loss(
-                    w, v, bank, index, partner, n, tau, **how
-                )
+                found = relate(v, w, rows, tau, comparison, **how)
                 loss = {
                     "eir": losses.iraug_loss(found) + 15 * losses.intra_loss(found),
-                    "inter": inter,
-                    "ir": -relate_view(bank, v, index, n, tau, **how).mean(),
+                    "inter": losses.inter_candidates_loss(w, v, others, tau, **how),
+                    "ir": -log_probability(v, rows, tau, **how).mean(),
                 }
                 return loss, found
 
@@ -108,7 +118,9 @@ def test_equals_dense_in_float64(n, tau):
 def test_options(options):
     case = Case(3000)
     found = case.relate("streamed", 0.1, **options)
-    assert_close(found, case.relate("dense", 0.1, float64=True, **options))
+    # Between two temperatures the scores are far apart, and so is their rounding.
+    tolerance = 5e-5 if options.get("target_temperature") == 0.04 else 1e-5
+    assert_close(found, case.relate("dense", 0.1, float64=True, **options), tolerance)
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.1])
@@ -139,7 +151,7 @@ def test_blocks_change_nothing():
     threshold = jnp.full(len(case.index), 3.0)
     arguments = (query, query[0] - query[1], excluded, threshold)
     whole, *others = (
-        other_rows(jnp.asarray(case.bank), *arguments, 1000, (), None, block)
+        other_rows(jnp.asarray(case.bank), *arguments, 1000, block_rows=block)
         for block in (1024, 1, 7, 300, 1023, 5000)
     )
     for other in others:
@@ -178,10 +190,9 @@ def test_no_array_of_batch_times_rows_exists(devices, dtype):
     mesh = sharding.make_mesh(jax.devices()[:devices])
 
     def loss(view1, view2, bank, index):
-        relations = relate_views(bank, view1, view2, index, n, 0.1, mesh=mesh)
-        inter = losses.inter_bank_loss(
-            view1, view2, bank, index, index, n, 0.1, mesh=mesh
-        )
+        rows = bank_candidates(bank, index, n)
+        relations = relate(view1, view2, rows, 0.1, Comparison(0.1), mesh=mesh)
+        inter = losses.inter_candidates_loss(view1, view2, rows, 0.1, mesh=mesh)
         return losses.iraug_loss(relations) + losses.intra_loss(relations) + inter
 
     shape = jax.ShapeDtypeStruct
@@ -212,3 +223,41 @@ def test_auto_streams_large_shares():
     assert streams("auto", large, None) and not streams("auto", small, None)
     assert not streams("auto", large, mesh)  # an eighth on each device
     assert streams("streamed", small, None) and not streams("dense", large, None)
+
+
+@pytest.mark.parametrize("form", ["dense", "streamed"])
+@pytest.mark.parametrize("own_row", [True, False])
+def test_own_scores_stand_for_own_rows(form, own_row):
+    """A queue or a batch, whose own score is given, and a bank that looks it up."""
+    case = Case(700)
+    rows = bank_candidates(jnp.asarray(case.bank), jnp.asarray(case.index), case.n)
+    own_rows = jnp.asarray(case.bank)[case.index]
+    how = {"temperature": 0.7, "target_temperature": 0.4, "symmetric": True}
+    comparison = Comparison(**how, own_row=own_row)
+
+    def values(v, w, given):
+        own = jnp.stack([(v * own_rows).sum(1), (w * own_rows).sum(1)])
+        own = own if given else None
+        found = relate(v, w, rows, 0.1, comparison, own, form=form)
+        alone = log_probability(v, rows, 0.1, None if own is None else own[0])
+        return losses.iraug_loss(found) + losses.intra_loss(found) - alone.mean()
+
+    views = tuple(map(jnp.asarray, case.views))
+    compute = jax.jit(jax.value_and_grad(values, (0, 1)), static_argnums=2)
+    assert_close(compute(*views, True), compute(*views, False))
+
+
+def test_rows_of_no_instance_are_excluded_by_none():
+    """-1 excludes no row, in both forms: it is not the last one."""
+    case = Case(512)
+    nobody = np.full((len(case.index), 1), -1, np.int32)
+    rows = Candidates(jnp.asarray(case.bank), nobody, case.n)
+    own = jnp.linspace(-1, 1, len(case.index))
+    v = jnp.asarray(case.views[0])
+    score = np.float64(case.views[0]) @ np.float64(case.bank).T
+    score = np.concatenate([np.float64(own)[:, None], score], axis=1) / 0.1
+    want = score[:, 0] - np.log(np.exp(score - score.max(1, keepdims=True)).sum(1))
+    want -= score.max(1)
+    for form in ("dense", "streamed"):
+        found = log_probability(v, rows, 0.1, own, form=form)
+        np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -61,16 +61,18 @@ def test_restores_on_other_device_counts(states, saved, devices):
     """Three devices need other padding rows; the real ones are the same."""
     other = SmallRun(devices=devices)
     state = Checkpoints(saved, read_only=True).restore(3, other.abstract())
-    assert state.memory_bank.sharding.mesh.size == devices
+    assert state.memory["bank"].sharding.mesh.size == devices
     rows = slice(0, NUM_EXAMPLES)
-    np.testing.assert_array_equal(state.memory_bank[rows], states[3].memory_bank[rows])
-    assert not np.asarray(state.memory_bank)[NUM_EXAMPLES:].any()
+    np.testing.assert_array_equal(
+        state.memory["bank"][rows], states[3].memory["bank"][rows]
+    )
+    assert not np.asarray(state.memory["bank"])[NUM_EXAMPLES:].any()
     equal(state.params, states[3].params)
 
 
 def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
     """A step on 8 devices, one on 1, on 4, on 8: the loss curve of one device."""
-    # Small steps: a tiny encoder magnifies rounding (see test_train_step.py).
+    # Small steps: a tiny encoder magnifies rounding (see test_step.py).
     changes = {"batch_size": 64, "optimizer.learning_rate": 1e-5}
     runs = {n: SmallRun(small_config(**changes), devices=n) for n in (1, 4, 8)}
     steps = {n: run.compiled(run.create()) for n, run in runs.items()}
@@ -88,19 +90,19 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
         assert float(metrics["loss"]) == pytest.approx(float(want[number]), rel=1e-5)
         checkpoints.save(after, META, None)
         checkpoints.close()
-    banks = jax.device_get((after.memory_bank, state.memory_bank))
+    banks = jax.device_get((after.memory["bank"], state.memory["bank"]))
     np.testing.assert_allclose(*banks, atol=1e-5)
 
 
 def test_bank_of_bfloat16_keeps_its_type(tmp_path):
     run = SmallRun(small_config(**{"bank.dtype": "bfloat16"}))
     state = run.create()
-    assert state.memory_bank.dtype == jax.numpy.bfloat16
+    assert state.memory["bank"].dtype == jax.numpy.bfloat16
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(state, META, None)
     checkpoints.wait()
     restored = checkpoints.restore(0, SmallRun(run.config, devices=8).abstract())
-    assert restored.memory_bank.dtype == jax.numpy.bfloat16
+    assert restored.memory["bank"].dtype == jax.numpy.bfloat16
     equal(restored, jax.device_get(state))
     overwrite(tmp_path / "c" / "0")
     with pytest.raises(DamagedCheckpoint):
@@ -163,7 +165,7 @@ def change_number(directory):
     """Change a checksum: as if the array had changed and Orbax had not noticed."""
     file = directory / "meta" / "metadata"
     meta = json.loads(file.read_text())
-    meta["checksums"]["memory_bank"] += 1
+    meta["checksums"]["memory.bank"] += 1
     file.write_text(json.dumps(meta))
 
 
@@ -195,7 +197,9 @@ def test_leftovers_of_a_killed_save_are_ignored(run, saved):
 
 
 def test_state_that_is_not_finite_is_refused(run, states, saved):
-    bad = states[4].replace(memory_bank=np.full_like(states[4].memory_bank, np.nan))
+    bad = states[4].replace(
+        memory={"bank": np.full_like(states[4].memory["bank"], np.nan)}
+    )
     checkpoints = Checkpoints(saved, keep=3)
     with pytest.raises(UserError, match="not finite at step 4"):
         checkpoints.save(jax.device_put(bad), META, None)

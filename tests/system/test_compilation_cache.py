@@ -13,7 +13,7 @@ JAX_KEYS = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_
 PROGRAM = """
 import resource, sys
 import jax
-from eir_jax import compilation_cache
+from eir_jax.system import compilation_cache
 
 hits = []
 jax.monitoring.register_event_listener(

@@ -72,7 +72,7 @@ def test_cifar10_is_the_papers_setting():
         "lambda_intra": 15.0,
         "lambda_inter": 2.0,
         "interpolation.kind": "cutmix",
-        "instance.form": "iraug",
+        "objective": "iraug",
         "knn.k": (5, 20, 200),
         "retrieval.k": (1, 2, 4, 8),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from test_launch import free_port
-from test_train_step import assert_close
+from test_step import assert_close
 
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
@@ -86,7 +86,7 @@ def test_one_process_is_alone(tmp_path):
 
 
 def arguments(workdir, *words):
-    """Few pictures from a file, a batch of 64, small steps (see test_train_step.py)."""
+    """Few pictures from a file, a batch of 64, small steps (see test_step.py)."""
     data = workdir.parent / "data.npz"
     if not data.exists():
         # Pictures of 16 pixels: batch norm over few 1x1 maps magnifies rounding.
@@ -208,7 +208,7 @@ def test_two_processes_equal_one(trained):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - {"health", "protocol", "knn", "warning"}:
             # So small a network magnifies rounding in the gradient: 1 and 8 devices
-            # of one process differ by 1e-3 in its norm (test_train_step.py compares
+            # of one process differ by 1e-3 in its norm (test_step.py compares
             # gradients in float64).
             close = 1e-3 if name == "gradient_norm" else 1e-5
             assert ours[name] == pytest.approx(theirs[name], rel=close, abs=1e-5), name

@@ -8,7 +8,8 @@ import pytest
 from small import NUM_EXAMPLES, STEPS_PER_EPOCH, SmallRun, random_batch, small_config
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.memory_bank import relate_views, update_memory_bank
+from eir_jax.objectives.memory_bank import update_memory_bank
+from eir_jax.objectives.relations import Comparison, bank_candidates, relate
 from eir_jax.run.optimizer import make_schedule
 
 
@@ -85,7 +86,7 @@ def test_odd_device_counts_split_too():
         three, _ = run_steps(3, 2, jnp.float64, batch_size=15)
     real = slice(0, NUM_EXAMPLES)  # three devices have other padding rows
     np.testing.assert_allclose(
-        one.memory_bank[real], three.memory_bank[real], atol=1e-7
+        one.memory["bank"][real], three.memory["bank"][real], atol=1e-7
     )
 
 
@@ -109,9 +110,8 @@ def test_step_is_pure_and_does_what_eq_10_says(run):
             mutable=["batch_stats"],
         )
         v, w, mixed = output.embedding.reshape(16, 3, -1).swapaxes(0, 1)
-        relations = relate_views(
-            state.memory_bank, v, w, batch["index"], NUM_EXAMPLES, 0.1
-        )
+        bank = bank_candidates(state.memory["bank"], batch["index"], NUM_EXAMPLES)
+        relations = relate(v, w, bank, 0.1, Comparison())
         target = losses.mixed_target(v, batch["partner"], batch["ratio"])
         terms = (
             losses.iraug_loss(relations),
@@ -142,8 +142,8 @@ def test_step_is_pure_and_does_what_eq_10_says(run):
     jax.tree.map(close, once.params, want_params)
     jax.tree.map(close, once.batch_stats, stats)
     close(
-        once.memory_bank,
-        update_memory_bank(state.memory_bank, batch["index"], v, 0.5),
+        once.memory["bank"],
+        update_memory_bank(state.memory["bank"], batch["index"], v, 0.5),
     )
     assert once.step == 1
 
@@ -170,26 +170,32 @@ def test_state_is_donated(run):
     state = run.create()
     step = run.compiled(state)
     new, _ = step(state, run.put(0))
-    assert state.memory_bank.is_deleted()
+    assert state.memory["bank"].is_deleted()
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
-    assert not new.memory_bank.is_deleted()
+    assert not new.memory["bank"].is_deleted()
 
 
 def test_bank_is_split_by_rows():
     run = SmallRun(devices=8)
     state = run.create()
-    assert state.memory_bank.sharding.shard_shape(state.memory_bank.shape) == (64, 16)
+    assert state.memory["bank"].sharding.shard_shape(state.memory["bank"].shape) == (
+        64,
+        16,
+    )
     state, _ = run.compiled(state)(state, run.put(0))
-    assert state.memory_bank.sharding.shard_shape(state.memory_bank.shape) == (64, 16)
+    assert state.memory["bank"].sharding.shard_shape(state.memory["bank"].shape) == (
+        64,
+        16,
+    )
 
 
 def test_a_loss_that_is_not_finite_writes_no_row(run):
     state, batch = run.create(), run.put(0)
-    before = np.array(state.memory_bank)
+    before = np.array(state.memory["bank"])
     batch["view2"] = jnp.full_like(batch["view2"], jnp.nan)
     state, metrics = run.compiled(state)(state, batch)
     assert not np.isfinite(metrics["loss"])
-    np.testing.assert_array_equal(state.memory_bank, before)
+    np.testing.assert_array_equal(state.memory["bank"], before)
 
 
 def test_learning_rate_follows_the_schedule(run):
@@ -207,10 +213,10 @@ def test_learning_rate_follows_the_schedule(run):
         ({"lambda_inter": 0.0}, {"loss_instance", "loss_intra"}),
         ({"lambda_intra": 0.0}, {"loss_instance", "loss_inter"}),
         (
-            {"lambda_intra": 0.0, "lambda_inter": 0.0, "instance.form": "ir"},
+            {"lambda_intra": 0.0, "lambda_inter": 0.0, "objective": "ir"},
             {"loss_instance"},
         ),
-        ({"instance.form": "ir"}, {"loss_instance", "loss_intra", "loss_inter"}),
+        ({"objective": "ir"}, {"loss_instance", "loss_intra", "loss_inter"}),
     ],
 )
 def test_terms_left_out_are_not_computed(changes, names):

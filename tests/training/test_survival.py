@@ -96,8 +96,8 @@ def test_a_second_run_on_one_workdir_is_refused(tmp_path):
 def poisoned(make_train_batches, steps):
     """Return it with a ratio that is no number in the batches of some steps."""
 
-    def make(images, config, start_step, *rest):
-        batches = make_train_batches(images, config, start_step, *rest)
+    def make(images, config, slots, start_step, *rest):
+        batches = make_train_batches(images, config, slots, start_step, *rest)
         with closing(batches):
             for step, batch in enumerate(batches, start_step + 1):
                 if step in steps:

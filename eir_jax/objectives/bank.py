@@ -1,0 +1,133 @@
+"""IR and IRaug over a memory bank, and with the relations on top of them EIR."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from eir_jax.objectives import losses
+from eir_jax.objectives.memory_bank import (
+    create_memory_bank,
+    padded_rows,
+    read_rows,
+    update_memory_bank,
+)
+from eir_jax.objectives.objective import (
+    Batch,
+    Memory,
+    Objective,
+    Outputs,
+    Scalars,
+    share_statistics,
+)
+from eir_jax.objectives.relations import (
+    Candidates,
+    Comparison,
+    bank_candidates,
+    log_probability,
+    relate,
+)
+
+
+def make_bank_objective(
+    config: ConfigDict, num_examples: int, mesh: Mesh | None = None
+) -> Objective:
+    """Return 'ir', 'iraug' or 'iraug_sum', each with the terms that lambda asks for.
+
+    The memory is `bank`, a row for each of `num_examples` images (section 3.1), and
+    zero rows, so that they split evenly over the devices of `mesh`.
+    """
+    form, tau = config.objective, config.temperature
+    alone = form == "ir" and not config.lambda_intra
+    names = ["view1"] if alone and not config.lambda_inter else ["view1", "view2"]
+    if config.lambda_inter:
+        names.append("mixed")
+    comparison = make_comparison(config) if config.lambda_intra else None
+    how = {"form": config.bank.form, "mesh": mesh}
+
+    def init(key) -> Memory:
+        rows = padded_rows(num_examples, mesh.size if mesh else 1)
+        size = (num_examples, config.model.embedding_dim, rows)
+        return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
+
+    def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
+        view1 = outputs["view1"].embedding
+        candidates = bank_candidates(memory["bank"], batch["index"], num_examples)
+        found: Scalars = {}
+        if alone:
+            log_p = log_probability(view1, candidates, tau, **how)
+            found["loss_instance"] = losses.ir_loss(log_p)
+        else:
+            view2 = outputs["view2"].embedding
+            relations = relate(view1, view2, candidates, tau, comparison, **how)
+            if form == "ir":
+                found["loss_instance"] = losses.ir_loss(relations.log_p)
+            else:
+                found["loss_instance"] = losses.iraug_loss(relations, form)
+            if comparison:
+                found["loss_intra"] = losses.intra_loss(relations)
+            found["positive_rank"] = relations.rank.mean()
+            found["entropy_p"] = relations.entropy_p.mean()
+            found["entropy_q"] = relations.entropy_q.mean()
+        if config.lambda_inter:
+            found["loss_inter"] = inter(outputs, candidates, batch)
+        return found
+
+    def inter(outputs: Outputs, candidates: Candidates, batch: Batch):
+        view1, mixed = (outputs[name].embedding for name in ("view1", "mixed"))
+        target = losses.mixed_target(view1, batch["partner"], batch["ratio"])
+        if config.inter.stop_gradient:
+            target = jax.lax.stop_gradient(target)
+        literal = config.inter.literal
+        if config.inter.negatives == "batch":
+            return losses.inter_loss(mixed, target, tau, literal=literal)
+        index = batch["index"]
+        both = jnp.stack([index, index[batch["partner"]]], axis=1)
+        others = candidates._replace(excluded=both)
+        return losses.inter_candidates_loss(
+            mixed, target, others, tau, literal=literal, **how
+        )
+
+    def update(memory: Memory, outputs: Outputs, batch: Batch, finite):
+        index, bank = batch["index"], memory["bank"]
+        before = read_rows(bank, index, mesh)
+        # A loss that is not finite writes no row. And, as writing waits for the loss,
+        # all that reads the old rows is done: XLA need not copy the bank to keep them.
+        written = jnp.where(finite, index, -1)
+        view1 = outputs["view1"].embedding
+        bank = update_memory_bank(bank, written, view1, config.bank_momentum, mesh)
+        drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()
+        return {"bank": bank}, {"bank_drift": drift}
+
+    return Objective(
+        slots=share_statistics(names, config.batch_norm.sharing),
+        init=init,
+        specs={"bank": P("data")},
+        weights=make_weights(config),
+        terms=terms,
+        update=update,
+    )
+
+
+def make_comparison(config: ConfigDict) -> Comparison:
+    """Return how the intra term compares the views' distributions, `config.intra`."""
+    settings = config.intra.to_dict()
+    del settings["ramp_steps"]
+    return Comparison(**settings)
+
+
+def make_weights(config: ConfigDict):
+    """Return step -> the factors of Eq. 10's terms; lambda_1 may grow over its ramp."""
+
+    def weights(step):
+        factors = {"loss_instance": 1.0}
+        if config.lambda_intra:
+            ramp = config.intra.ramp_steps
+            grown = jnp.minimum(step / ramp, 1.0) if ramp else 1.0
+            factors["loss_intra"] = config.lambda_intra * grown
+        if config.lambda_inter:
+            factors["loss_inter"] = config.lambda_inter
+        return factors
+
+    return weights
