@@ -123,6 +123,22 @@ def test_settings_that_came_after_a_run_have_the_values_of_base(tmp_path):
     assert flatten(read) == flatten(config)
     read.intra.ramp_steps = 7  # and stay so for the next one
     assert read_config(tmp_path / "config.json").intra.ramp_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "meant"),
+    [({"temperature": 0.0}, 0.3), ({}, 0.3), ({"temperature": 0.2}, 0.2)],
+)
+def test_an_older_intra_temperature_means_what_it_meant(tmp_path, saved, meant):
+    """0, or none, was c.temperature; and no run goes on under another."""
+    config = load_config("configs/digits.py", ["--config.temperature=0.3"])
+    old = config.to_dict() | {"intra": saved}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path / "config.json").intra.temperature == meant
+    with pytest.raises(UserError, match=rf"intra.temperature: {meant} there, 1.0 here"):
+        check_settings(config, tmp_path)
+    config.intra.temperature = meant
+    check_settings(config, tmp_path)
     check_settings(config, tmp_path)
     config.intra.ramp_steps = 5
     with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
@@ -183,7 +199,7 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
         ("bank.form=sparse", "bank.form='sparse' is none of auto, dense, streamed"),
         ("bank.dtype=float16", "bank.dtype='float16' is none of float32, bfloat16"),
-        ("model.name=vgg", "model.name='vgg' is none of resnet18"),
+        ("model.name=vgg", "model.name='vgg' is none of resnet10"),
         ("data.source=arrays", "data.path is empty"),
         ("batch_norm.groups=3", "use 63 or 66"),
         ("optimizer.milestones=5", "give one factor a milestone"),
