@@ -24,6 +24,10 @@ TINY = {
     "model.embedding_dim": 16,
     "eval_every_epochs": 0,
     "knn.k": (1, 5),
+    # Of one view: it compiles in half the time.
+    "objective": "ir",
+    "lambda_intra": 0.0,
+    "lambda_inter": 0.0,
 }
 
 
@@ -109,8 +113,7 @@ def test_the_function_and_the_command_of_one_name_do_not_break_each_other():
     assert callable(command.main) and callable(eir_jax.evaluate)
     code = "import eir_jax.evaluate; assert callable(eir_jax.evaluate)"
     more = "from eir_jax import evaluate, train, load, knn, neighbours, Transformer"
-    for words in (f"{more}; {code}", f"{code}; {more}"):
-        subprocess.run([sys.executable, "-c", words], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", f"{more}; {code}"], check=True, cwd=ROOT)
 
 
 def test_import_is_cheap_and_names_are_listed():

@@ -140,14 +140,16 @@ def test_installed_program_trains_evaluates_and_sweeps(installed):
         "    return c\n"
     )
     (installed / "grid.py").write_text(
-        "from configs.grids import table1\nGRID = {'IRaug': table1.GRID['IRaug']}\n"
+        "from configs.grids import table1\nGRID = {'IR': table1.GRID['IR']}\n"
     )
     words = ["--config=mine.py", "--workdir=s", "--tasks=knn", *TINY]
     result = run(installed, "eir-jax", "sweep", "--grid=choices", *words, "--dry_run")
     assert len(result.stdout.splitlines()) == 6
     result = run(installed, "python", "-m", "eir_jax.sweep", "--grid=grid.py", *words)
     assert "finished after" in result.stdout and (installed / "s/table.md").is_file()
-    run(installed, "eir-jax", "train", "--config=digits", "--workdir=w", *TINY)
+    alone = ["--config.objective=ir", "--config.lambda_intra=0"]
+    alone += ["--config.lambda_inter=0", "--config=digits", "--workdir=w"]
+    run(installed, "eir-jax", "train", *alone, *TINY)
     result = run(installed, "eir-jax", "evaluate", "--workdir=w", "--tasks=knn")
     assert "kNN" in result.stdout and (installed / "w/report.html").is_file()
 
