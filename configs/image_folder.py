@@ -5,9 +5,8 @@
 
 PICTURES holds train/CLASS/* and test/CLASS/*, CLASS/*, or pictures without classes, of
 any format that Pillow opens and any size (docs/data.md). With classes kNN is measured
-while training, within train where there is no test split (or
---config.data.held_out=0.1); without, use eir_jax.embed and eir_jax.search. Not in the
-paper.
+while training, within train where there is no test split (--config.data.held_out=0.1
+makes one); without, use eir_jax.embed and eir_jax.search. Not in the paper.
 """
 
 from eir_jax.configs import base

@@ -50,6 +50,8 @@ def describe(dataset: "Dataset", config: "ConfigDict") -> Iterator[str]:
     """Yield the lines that tell what a data set holds."""
     import numpy as np
 
+    from eir_jax.evaluation.allowed import remarks
+
     where = f", from {config.data.path}" if config.data.path else ""
     yield f"source   {dataset.source}, {dataset.name}{where}"
     for name in ("train", "test"):
@@ -67,7 +69,7 @@ def describe(dataset: "Dataset", config: "ConfigDict") -> Iterator[str]:
             yield f"classes  {unseen:,} of the {len(test):,} test classes not in train"
     yield f"hashes   training images {dataset.train_hash[:12]}"
     yield f"         all images and labels {dataset.content_hash[:12]}"
-    for note in dataset.notes:
+    for note in (*dataset.notes, *remarks(dataset, config)):
         yield f"note     {note}"
 
 

@@ -26,7 +26,7 @@ from eir_jax.system.files import to_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 FIRST, LAST = map(int, os.environ.get("EIR_FUZZ", "0:300").split(":"))
-WHOLE = 25  # each so many-th case is trained, evaluated and embedded too
+WHOLE = 75  # each so many-th case is trained, evaluated and embedded too
 SIDE = 8
 NAMES = [
     "a",

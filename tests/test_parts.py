@@ -1,6 +1,7 @@
 """Data of which a part is not there: trained, evaluated as far as it goes, and said.
 
-By the commands' own functions, with an encoder that takes no time.
+By the commands' own functions, with an encoder that takes no time. Where training is
+not asked about, all share one encoder, of the same training images.
 """
 
 import json
@@ -13,20 +14,16 @@ from small import TINY
 from eir_jax.evaluate import main as evaluate
 from eir_jax.inspect import main as look
 from eir_jax.main import main as train
+from eir_jax.system.config import override
 from eir_jax.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
-CLASSES = np.arange(12) % 3
+CLASSES = np.repeat(np.arange(3), 4)
 
 
-def noise(labels, seed=0):
-    """Return 8-pixel images, of a colour for each class."""
-    rng = np.random.default_rng(seed)
-    colour = np.random.default_rng(9).integers(40, 200, (10, 1, 1, 3))
-    labels = np.asarray(labels)
-    return (colour[labels] + rng.integers(-40, 40, (len(labels), 8, 8, 3))).astype(
-        np.uint8
-    )
+def noise(count):
+    """Return 8-pixel images, the same ones whatever their labels."""
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
 
 
 def save(folder, source, **splits):
@@ -34,14 +31,14 @@ def save(folder, source, **splits):
     if source == "arrays":
         arrays = {}
         for split, (labels, told) in splits.items():
-            arrays[f"{split}_images"] = noise(labels)
+            arrays[f"{split}_images"] = noise(len(labels))
             if told:
                 arrays[f"{split}_labels"] = np.asarray(labels)
         np.savez(folder / "a.npz", **arrays)
         return ["--config.data.source=arrays", f"--config.data.path={folder / 'a.npz'}"]
     for split, (labels, told) in splits.items():
         for number, (image, label) in enumerate(
-            zip(noise(labels), labels, strict=True)
+            zip(noise(len(labels)), labels, strict=True)
         ):
             place = folder / "data" / (split if "test" in splits else "")
             place = place / f"class {label}" if told else place
@@ -55,6 +52,35 @@ def trained(folder, *words):
     words = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}", *words]
     assert train(words) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory, one_device):
+    """Return the run of an untrained encoder on the images of CLASSES."""
+    from eir_jax.evaluation.restore import restore_run
+
+    folder = tmp_path_factory.mktemp("restored")
+    return restore_run(trained(folder, *save(folder, "arrays", train=(CLASSES, True))))
+
+
+@pytest.fixture
+def judge(restored, monkeypatch, tmp_path):
+    """Return a function that evaluates that run on other words' data."""
+    from eir_jax.evaluation import restore
+
+    workdir = tmp_path / "run"
+
+    def judge(words, *more):
+        def restore_run(*_):
+            config = restored.config.copy_and_resolve_references()
+            override(config, words)
+            return restored._replace(config=config)
+
+        monkeypatch.setattr(restore, "restore_run", restore_run)
+        assert evaluate([f"--workdir={workdir}", *more]) == 0
+        return record_of(workdir)
+
+    return judge
 
 
 def record_of(workdir):
@@ -82,15 +108,13 @@ ALL = {"knn", "linear", "retrieval", "health"}
     ],
 )
 def test_what_there_is_is_judged(
-    tmp_path, capsys, source, train_told, test_told, judged, without
+    tmp_path, capsys, judge, source, train_told, test_told, judged, without
 ):
     splits = {"train": (CLASSES, train_told)}
     if test_told is not None:
         splits["test"] = (CLASSES[:9], test_told)
-    workdir = trained(tmp_path, *save(tmp_path, source, **splits))
-    assert "training and" in capsys.readouterr().out
-    assert evaluate([f"--workdir={workdir}"]) == 0
-    out, record = capsys.readouterr().out, record_of(workdir)
+    record = judge(save(tmp_path, source, **splits))
+    out = capsys.readouterr().out
     assert record.keys() & ALL == ALL - without
     assert record["refused"].keys() == without
     titles = {"knn": "kNN", "linear": "linear probe", "retrieval": "retrieval"}
@@ -104,7 +128,7 @@ def test_what_there_is_is_judged(
     assert f"{judged} images" in record["protocol"]["health"]["rows"]
     for task in {"knn", "retrieval"} - without:
         assert record["protocol"][task]["query"] == judged
-    report = (workdir / "report.html").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
     assert f"Nearest neighbours in the {judged} set" in report and "t-SNE" in report
     assert "without k=20,200 of knn.k" in report or "knn" in without
 
@@ -124,6 +148,14 @@ def test_while_training_the_same_numbers_are_noted(tmp_path, capsys):
     record = record_of(workdir)
     assert noted["knn"] == record["knn"] and noted["knn"].keys() == {"1", "5"}
     assert noted["protocol"] == record["protocol"]["knn"]["hash"]
+
+
+def test_what_has_no_labels_trains(tmp_path, capsys):
+    words = ["--config.num_epochs=1", *save(tmp_path, "arrays", train=(CLASSES, False))]
+    trained(tmp_path, *words)
+    out = capsys.readouterr().out
+    assert "tiny has no test images: train is judged" in out
+    assert "epoch 1: RankMe" in out
 
 
 def test_a_share_held_out_is_the_test_split(tmp_path):
@@ -155,14 +187,13 @@ def test_a_share_held_out_is_the_test_split(tmp_path):
     ],
 )
 def test_one_task_that_cannot_run_costs_no_other(
-    tmp_path, capsys, train_labels, test_labels, without, said
+    tmp_path, capsys, judge, train_labels, test_labels, without, said
 ):
     """And asked for by name it ends with status 2, after the others are written."""
     splits = {"train": (train_labels, True), "test": (test_labels, True)}
-    workdir = trained(tmp_path, *save(tmp_path, "arrays", **splits))
-    assert evaluate([f"--workdir={workdir}"]) == 0
+    words, workdir = save(tmp_path, "arrays", **splits), tmp_path / "run"
+    record = judge(words)
     captured = capsys.readouterr()
-    record = record_of(workdir)
     assert said in captured.out + captured.err
     assert record.keys() & ALL == ALL - without == ALL - record["refused"].keys()
     assert any(said in x for x in (*record["notes"], *record["refused"].values()))
@@ -172,36 +203,34 @@ def test_one_task_that_cannot_run_costs_no_other(
     (workdir / "eval" / "step_0.json").unlink()
     refused, other = sorted(without)[0], "health" if "health" in record else "knn"
     with pytest.raises(UserError, match="no "):
-        evaluate([f"--workdir={workdir}", f"--tasks={refused},{other}"])
+        judge(words, f"--tasks={refused},{other}")
     assert record_of(workdir).keys() & ALL == {other}
     (workdir / "eval" / "step_0.json").unlink()
     with pytest.raises(UserError):
-        evaluate([f"--workdir={workdir}", f"--tasks={refused}"])
+        judge(words, f"--tasks={refused}")
     assert not (workdir / "eval" / "step_0.json").exists()
 
 
-def test_means_over_nothing_are_null(tmp_path, capsys, recwarn):
+def test_means_over_nothing_are_null(tmp_path, capsys, recwarn, judge):
     splits = {"train": (CLASSES, True), "test": (np.arange(9), True)}
-    workdir = trained(tmp_path, *save(tmp_path, "arrays", **splits))
-    assert evaluate([f"--workdir={workdir}", "--tasks=retrieval"]) == 0
-    record = record_of(workdir)
+    record = judge(save(tmp_path, "arrays", **splits), "--tasks=retrieval")
     assert record["retrieval"]["MAP@R"] is None and record["retrieval"]["R@1"] == 0
     assert "means over nothing" in record["notes"][-1]
     assert not recwarn.list and "nan" not in capsys.readouterr().out
-    assert '<th scope="row">MAP@R<td>—' in (workdir / "report.html").read_text()
+    assert '<th scope="row">MAP@R<td>—' in (tmp_path / "run/report.html").read_text()
 
 
-def test_a_task_that_fails_loses_nothing(tmp_path, capsys, monkeypatch):
+def test_a_task_that_fails_loses_nothing(tmp_path, capsys, monkeypatch, judge):
     from eir_jax.evaluation import tasks
 
     def fails(subject, progress):
         raise UserError("the probe diverged")
 
     splits = {"train": (CLASSES, True), "test": (CLASSES, True)}
-    workdir = trained(tmp_path, *save(tmp_path, "arrays", **splits))
+    words, workdir = save(tmp_path, "arrays", **splits), tmp_path / "run"
     monkeypatch.setitem(tasks.TASKS, "linear", fails)
     with pytest.raises(UserError, match="no linear probe: the probe diverged"):
-        evaluate([f"--workdir={workdir}"])
+        judge(words)
     assert record_of(workdir).keys() & ALL == ALL - {"linear"}
     assert "NMI" in capsys.readouterr().out
     assert "RankMe" in (workdir / "report.html").read_text()
@@ -212,7 +241,7 @@ def test_a_task_that_fails_loses_nothing(tmp_path, capsys, monkeypatch):
     (workdir / "eval" / "step_0.json").unlink()
     monkeypatch.setitem(tasks.TASKS, "linear", breaks)
     with pytest.raises(ZeroDivisionError):
-        evaluate([f"--workdir={workdir}"])
+        judge(words)
     assert record_of(workdir).keys() & ALL == {"knn"}
 
 
@@ -221,7 +250,7 @@ def test_training_inspect_and_embed_see_the_same_files(tmp_path, capsys):
 
     words = save(tmp_path, "folder", train=(CLASSES, True))
     place = tmp_path / "data" / "class 1"
-    image = Image.fromarray(noise([1])[0])
+    image = Image.fromarray(noise(1)[0])
     for suffix in ("tif", "ppm", "jfif", "avif"):
         image.save(place / f"x.{suffix}", "JPEG" if suffix == "jfif" else None)
     image.save(place / "without", "PNG")

@@ -296,7 +296,7 @@ def test_within_train_each_is_left_out_of_its_own_votes():
     labels = s.query.labels[known]
     for name, rows in (
         ("knn", s.query.embedding[known]),
-        ("knn_bank", s.run.state.memory_bank[known]),
+        ("knn_bank", s.run.state.memory["bank"][known]),
     ):
         search = NearestNeighbors(algorithm="brute", metric="cosine").fit(rows)
         asked = s.query.embedding[known].astype(np.float64)
