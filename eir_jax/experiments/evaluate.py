@@ -94,7 +94,7 @@ def evaluate(
     for note in notes:
         print(note)
     for task in (task for task in asked if task in refused):
-        print(f"without {TITLES[task]}: {refused[task]}")
+        print(f"without {TITLES.get(task, task)}: {refused[task]}")
     subject = (judged and judged.subject) or all_tasks.embed_subject(
         run, dataset, with_gallery=bool({"knn", "linear"} & set(wanted))
     )
@@ -118,10 +118,12 @@ def evaluate(
     merged = with_other_tasks(record, before)
     for task in (task for task in wanted if task in all_tasks.TASKS):
         try:
-            parts, decides = _run_task(all_tasks.TASKS[task], TITLES[task], subject)
+            parts, decides = _run_task(
+                all_tasks.TASKS[task], TITLES.get(task, task), subject
+            )
         except UserError as error:
             failed[task] = str(error)
-            print(f"without {TITLES[task]}: {error}")
+            print(f"without {TITLES.get(task, task)}: {error}")
             continue
         record |= parts
         record["protocol"][task] = protocol.tag(decides | features, shared)
@@ -154,7 +156,7 @@ def evaluate(
     )
     if failed:
         raise UserError(
-            "; ".join(f"no {TITLES[t]}: {why}" for t, why in failed.items())
+            "; ".join(f"no {TITLES.get(t, t)}: {why}" for t, why in failed.items())
         )
     return merged
 
@@ -257,7 +259,7 @@ def print_task(task: str, record: dict[str, Any]) -> None:
     from rich.table import Table
 
     name = record["protocol"]["data"]["name"]
-    title = f"{TITLES[task]} of {name}, step {record['step']}"
+    title = f"{TITLES.get(task, task)} of {name}, step {record['step']}"
     table = Table(title=title, show_header=False)
     table.add_column(min_width=27)
     table.add_column(min_width=13)
