@@ -144,6 +144,9 @@ def get_config() -> ConfigDict:
     c.knn.temperature = 0.1  # a neighbour's weight is exp(cosine / temperature)
     c.retrieval = ConfigDict()
     c.retrieval.k = (1, 2, 4, 8)  # R@K
+    # Rows times classes up to which NMI is measured: its k-means takes about a minute
+    # for so many on a core; 0: never.
+    c.retrieval.nmi_limit = 20_000_000
     c.linear = ConfigDict()  # linear probe on the frozen feature before the head
     c.linear.pooled_map = False  # the last map pooled 2x2 (4,608-d at 224 px) instead
     c.linear.augment = False  # 'sgd' sees fresh training views, as the predecessors'
@@ -160,6 +163,8 @@ def get_config() -> ConfigDict:
 
     # Records.
     c.log_every_steps = 50
+    # Of what is printed where that is no terminal, a log say; > 0.
+    c.progress_every_seconds = 60.0
     c.eval_every_epochs = 10  # kNN (R@K of unseen classes) while training; 0: never
     c.checkpoint_every_epochs = 10
     # Newest ones kept, beside the best and, of several rounds, each one's end; >= 1

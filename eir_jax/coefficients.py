@@ -1,10 +1,7 @@
 """Curves of a number over a coefficient: `python -m eir_jax.coefficients DIR...`."""
 
-from pathlib import Path
-
-from eir_jax.experiments.coefficients import check_comparable, finished, row_of
-from eir_jax.experiments.runs import check_rules
-from eir_jax.system import cli
+from eir_jax.system import cli, files
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Draw a number of evaluated runs against one of their settings, as the paper's Fig. 3 and
@@ -22,7 +19,7 @@ def main(argv: list[str]) -> int:
     """Parse the command line and draw; return the exit status."""
     parser = cli.Parser(prog="eir_jax.coefficients", description=DESCRIPTION)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="an evaluated run"
+        "runs", nargs="+", type=cli.path, metavar="RUN", help="an evaluated run"
     )
     parser.add_argument("--x", required=True, help="a setting, e.g. lambda_intra")
     parser.add_argument(
@@ -30,10 +27,15 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--group", help="a setting: a line for each of its values")
     parser.add_argument(
-        "--baseline", type=Path, help="an evaluated run, drawn as a dashed line"
+        "--baseline", type=cli.path, help="an evaluated run, drawn as a dashed line"
     )
-    parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
+    parser.add_argument("--out", required=True, type=cli.path, help="the PNG to write")
     args = parser.parse_args(argv)
+    files.check_suffix(args.out, (".png",), "a PNG picture")
+    files.check_writable(args.out)
+    from eir_jax.experiments.coefficients import check_comparable, finished, row_of
+    from eir_jax.experiments.runs import check_rules
+
     settings = [key for key in (args.x, args.group) if key]
     runs = [finished(run) for run in args.runs]
     check_comparable(runs, settings)
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
         xlabel=args.x,
         ylabel=args.y,
     )
-    print(f"{len(rows)} runs: {args.out}")
+    print(f"{counted(len(rows), 'run')}: {args.out}")
     return 0
 
 

@@ -1,17 +1,10 @@
 """Embed pictures by a trained encoder: `python -m eir_jax.embed --workdir=DIR`."""
 
-from pathlib import Path
+import sys
 
-from eir_jax.collection.embed import (
-    embed_file,
-    embed_pictures,
-    embed_split,
-    existing_pictures,
-)
-from eir_jax.collection.embeddings import written_whole
-from eir_jax.data.pictures import SUFFIXES
-from eir_jax.system import cli, compilation_cache, processes
+from eir_jax.system import cli, compilation_cache, files, processes
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
@@ -32,12 +25,16 @@ pictures are prepared for it (default: as ImageNet's for a 7x7 first convolution
 
 def main(argv: list[str]) -> int:
     """Parse the command line, embed and write; return the exit status."""
+    from eir_jax.data.pictures import SUFFIXES
+
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="folder of a run of eir_jax.main")
+    source.add_argument(
+        "--workdir", type=cli.path, help="folder of a run of eir_jax.main"
+    )
     source.add_argument(
         "--weights",
-        type=Path,
+        type=cli.path,
         help="a .safetensors, or a .pth where torch is",
     )
     parser.add_argument(
@@ -47,7 +44,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=cli.path,
         help=f"a folder, searched to the bottom for {' '.join(SUFFIXES)}; or an .npz "
         "with 'images' (or 'train_images', 'test_images') uint8 [n, size, size, 3]",
     )
@@ -56,9 +53,11 @@ def main(argv: list[str]) -> int:
         choices=("train", "test"),
         help="of the run's own data; of the .npz where --images is one",
     )
-    parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
+    parser.add_argument("--out", required=True, type=cli.path, help="the .npz to write")
     parser.add_argument(
-        "--data_path", help="where the run's own data lies now, for --split"
+        "--data_path",
+        type=cli.path,
+        help="where the run's own data lies now, for --split",
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -69,34 +68,47 @@ def main(argv: list[str]) -> int:
     if args.data_path is not None and args.images is not None:
         parser.error("--data_path goes with --split, not with --images")
     if args.images is not None and not args.images.exists():
-        raise UserError(f"there is no folder or file {args.images} (--images)")
+        raise UserError(
+            f"there is no folder or file {files.in_words(args.images)} (--images)"
+        )
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
+    files.check_suffix(args.out, (".npz",), "NumPy arrays")
     processes.start(args)
     compilation_cache.keep_compiled()
+    from eir_jax.collection.embeddings import written_whole
+
     with written_whole(args.out) as write:  # refuses before the work, not after
+        from eir_jax.collection import embed
         from eir_jax.evaluation.restore import restore_run, restore_weights
 
+        data_path = args.data_path and str(args.data_path)
         paths = None
         if args.images is not None and args.images.is_dir():
-            paths = existing_pictures(args.images)
+            paths = embed.existing_pictures(args.images)
         if args.weights is not None:
             by, run = args.weights, restore_weights(args.weights, overrides)
         else:
             by, run = args.workdir, restore_run(args.workdir, args.step, overrides)
         if paths is not None:
-            found = embed_pictures(run, by, args.images, paths)
+            found = embed.embed_pictures(run, by, args.images, paths)
+            if any("/" in path for path in paths):
+                print(
+                    "no `label` is written: what a folder's name means is not known "
+                    "here; it stands in `path`",
+                    file=sys.stderr,
+                )
         elif args.images is not None:
-            found = embed_file(run, by, args.images, args.split)
+            found = embed.embed_file(run, by, args.images, args.split)
         else:
-            found = embed_split(run, by, args.split, args.data_path)
+            found = embed.embed_split(run, by, args.split, data_path)
         write(found)
     rows, dim = found.embedding.shape
     skipped = found.meta.get("skipped", 0)
     which = f"step {found.meta['step']}" if args.weights is None else str(args.weights)
     print(
-        f"{args.out}: {rows:,} embeddings of {dim} dimensions, by {which}"
+        f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by {which}"
         + (f"; {skipped:,} broken skipped" if skipped else "")
     )
     return 0

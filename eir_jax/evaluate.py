@@ -6,7 +6,6 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eir_jax.experiments.evaluate import TASKS, evaluate, print_remarks, print_task
 from eir_jax.system import cli, compilation_cache, processes
 from eir_jax.system.errors import UserError
 
@@ -31,10 +30,21 @@ What else can be judged, by the same rules, which the protocol then names:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and evaluate; return the exit status."""
+    from eir_jax.experiments.evaluate import (
+        TASKS,
+        evaluate,
+        print_remarks,
+        print_task,
+    )
+
     parser = cli.Parser(prog="eir_jax.evaluate", description=DESCRIPTION)
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--workdir", type=Path, help="folder of a run of eir_jax.main")
-    subject.add_argument("--weights", type=Path, help="a .safetensors or .pth instead")
+    subject.add_argument(
+        "--workdir", type=cli.path, help="folder of a run of eir_jax.main"
+    )
+    subject.add_argument(
+        "--weights", type=cli.path, help="a .safetensors or .pth instead"
+    )
     subject.add_argument(
         "--embeddings", help="two .npz instead, or one that is judged within itself"
     )
@@ -43,7 +53,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=cli.path,
         help="folder to write to (default: the workdir; for another data set "
         "DIR/transfer/CONFIG)",
     )
@@ -59,10 +69,14 @@ def main(argv: list[str]) -> int:
         help=f"any of {','.join(TASKS)} (default: all that the data allows)",
     )
     parser.add_argument(
-        "--compare", type=Path, help="workdir of another run, to set beside this one"
+        "--compare",
+        type=cli.path,
+        help="workdir of another run, to set beside this one",
     )
     parser.add_argument(
-        "--data_path", help="where the data lies now, if not where training read it"
+        "--data_path",
+        type=cli.path,
+        help="where the data lies now, if not where training read it",
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -74,13 +88,14 @@ def main(argv: list[str]) -> int:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
     judged, out = _elsewhere(parser, args, overrides)
     record = evaluate(
-        out,
+        args.workdir or out,
         args.step,
         tasks,
-        args.data_path,
+        args.data_path and str(args.data_path),
         args.compare,
         overrides,
         print_task,
+        out,
         judged,
     )
     print_remarks(record)
@@ -93,9 +108,7 @@ def _elsewhere(
 ) -> "tuple[Judged | None, Path]":
     """Return what is judged but for a run on its own data, and where to write to."""
     if args.workdir is not None and args.config is None:
-        if args.out is not None:
-            parser.error("--out goes with --config, --weights or --embeddings")
-        return None, args.workdir
+        return None, args.out or args.workdir
     if args.compare is not None or args.data_path is not None:
         parser.error(
             "--compare and --data_path go with a run on its own data; elsewhere give "

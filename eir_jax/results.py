@@ -1,13 +1,14 @@
 """All runs beside the paper's numbers: `python -m eir_jax.results DIR...`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eir_jax.experiments import ledger
-from eir_jax.experiments.records import Record
-from eir_jax.experiments.runs import rounds_of
-from eir_jax.experiments.tables import all_tables, group_by_settings, replace_block
-from eir_jax.system import cli
+from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
+
+if TYPE_CHECKING:
+    from eir_jax.experiments.records import Record
 
 DESCRIPTION = """\
 Collect the evaluations of all runs in RUNS (folders of runs, ledgers, or folders of
@@ -34,20 +35,30 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="eir_jax.results", description=DESCRIPTION)
     parser.add_argument(
         "runs",
-        type=Path,
+        type=cli.path,
         nargs="+",
         metavar="RUNS",
         help="folders of runs, at any depth, or ledgers",
     )
     targets = parser.add_mutually_exclusive_group()
     targets.add_argument(
-        "--out", type=Path, default=Path("RESULTS.md"), help="(default: RESULTS.md)"
+        "--out", type=cli.path, default=Path("RESULTS.md"), help="(default: RESULTS.md)"
     )
     targets.add_argument(
-        "--ledger", type=Path, metavar="FILE.jsonl", help="keep the records there"
+        "--ledger",
+        type=cli.path,
+        metavar="FILE.jsonl",
+        help="keep the records there",
     )
     args = parser.parse_args(argv)
     target = args.ledger or args.out
+    if target is args.out:
+        files.check_suffix(target, (".md", ".markdown", ".txt"), "Markdown")
+    files.check_writable(target)
+    from eir_jax.experiments import ledger
+    from eir_jax.experiments.runs import rounds_of
+    from eir_jax.experiments.tables import all_tables, group_by_settings, replace_block
+
     records = [record for place in args.runs for record in _finished(place)]
     if not records:
         places = ", ".join(map(str, args.runs))
@@ -57,16 +68,19 @@ def main(argv: list[str]) -> int:
         )
     if args.ledger:
         ledger.add(args.ledger, records)
-        print(f"{len(records)} runs: {args.ledger}")
+        print(f"{counted(len(records), 'run')}: {args.ledger}")
         return 0
     finished = [run for record in records for run in rounds_of(record)]
     replace_block(args.out, "\n".join(all_tables(group_by_settings(finished))))
-    print(f"{len(finished)} runs: {args.out}")
+    print(f"{counted(len(finished), 'run')}: {args.out}")
     return 0
 
 
-def _finished(place: Path) -> list[Record]:
+def _finished(place: Path) -> "list[Record]":
     """Return the runs of which at least a round is finished; say what is left out."""
+    from eir_jax.experiments import ledger
+    from eir_jax.experiments.runs import rounds_of
+
     records = []
     for path, record in ledger.find_records(place):
         found = rounds_of(record) if record else []

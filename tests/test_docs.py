@@ -38,7 +38,6 @@ make quickstart
 make test
 make oracle
 make newest PYTHON=python3.12 VENV=.venv-newest
-source .venv/bin/activate
 pip install .
 pip install ".[cuda]"
 pip install ".[tpu]"

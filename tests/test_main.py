@@ -235,7 +235,7 @@ def test_started_again_it_is_done(trained):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
 )
 def test_signal_saves_and_ends(tmp_path, number, status):
     workdir = tmp_path / "stopped"

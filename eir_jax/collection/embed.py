@@ -166,8 +166,6 @@ def _embed_arrays(run, images, labels, meta) -> Embeddings:
     embed = _embed_by(run, min(run.config.evaluation_batch_size, len(images)))
     with closing(ProgressLine("images", len(images))) as bar:
         embedding, feature = embed(run.state, images, bar.update)
-    if labels is not None:
-        labels = labels.astype(np.int32)
     index = np.arange(len(images), dtype=np.int32)
     return Embeddings(embedding, feature, None, index, labels, meta)
 

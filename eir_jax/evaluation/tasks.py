@@ -231,7 +231,12 @@ def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
     query = subject.query.take(rows)
     assert query.labels is not None
     scores = retrieval_scores(
-        query.embedding, query.labels, k=k, mesh=subject.run.mesh, progress=progress
+        query.embedding,
+        query.labels,
+        k=k,
+        nmi_limit=config.retrieval.nmi_limit,
+        mesh=subject.run.mesh,
+        progress=progress,
     )
     split = judged_split(subject.dataset)
     return {"retrieval": scores}, retrieval_protocol(config, split, k)

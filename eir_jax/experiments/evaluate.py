@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError, enough_memory
-from eir_jax.system.files import write_json
+from eir_jax.system.files import check_folder, check_writable, write_json
 
 if TYPE_CHECKING:
     from eir_jax.experiments.elsewhere import Judged
@@ -39,6 +39,7 @@ def evaluate(
     compare: Path | None = None,
     overrides: Sequence[str] = (),
     tell: Tell | None = None,
+    out: Path | None = None,
     judged: "Judged | None" = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
@@ -53,8 +54,8 @@ def evaluate(
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
       tell: called with each task and the record so far, as soon as it is done.
-      judged: what is judged instead of the run in `workdir`, which is then the folder
-        to write to alone.
+      out: folder to write to; the workdir where it is left out.
+      judged: what is judged instead of the run in `workdir`, written to `out`.
 
     What other tasks found of the same checkpoint on the same data before stays.
 
@@ -74,14 +75,19 @@ def evaluate(
     from eir_jax.evaluation.allowed import refused_tasks, remarks
     from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.figures.report import write_report
+    from eir_jax.run.record import made_by
     from eir_jax.system.config import flatten
 
     says: dict[str, Any] = {}
     if judged is None:
         run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
-        dataset = load_data(run, data_path)
     else:
         run, dataset, says = judged.run, judged.dataset, dict(judged.says)
+    target = processes.output(out or workdir)
+    path = target / "eval" / f"step_{int(run.state.step)}.json"
+    check_outputs(target, path, not tasks or "figures" in tasks)
+    if judged is None:
+        dataset = load_data(run, data_path)
     refused = refused_tasks(dataset, run.config)
     if judged is not None and judged.subject is not None:
         refused["figures"] = "embeddings hold no pictures"
@@ -112,8 +118,6 @@ def evaluate(
     }
     if not tasks:
         record["refused"] = refused
-    target = processes.output(workdir)
-    path = target / "eval" / f"step_{reached}.json"
     before = read_before(record, path)
     merged = with_other_tasks(record, before)
     for task in (task for task in wanted if task in all_tasks.TASKS):
@@ -137,7 +141,13 @@ def evaluate(
     other = None
     if compare is not None:
         again = tuple(tasks and wanted)
-        other = evaluate(compare, tasks=again, data_path=data_path, overrides=overrides)
+        other = evaluate(
+            compare,
+            tasks=again,
+            data_path=data_path,
+            overrides=overrides,
+            out=out and out / "compared",
+        )
         other["label"] = str(compare)
     pictures = {}
     if "figures" in wanted:
@@ -151,6 +161,7 @@ def evaluate(
         flatten(run.config),
         pictures,
         target / "report.html",
+        made=made_by(workdir),
         paper=run.config.paper.to_dict() or None,
         compare=other,
     )
@@ -159,6 +170,24 @@ def evaluate(
             "; ".join(f"no {TITLES.get(t, t)}: {why}" for t, why in failed.items())
         )
     return merged
+
+
+def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
+    """Refuse a folder that cannot be written to before the work, not after it.
+
+    Raises:
+      UserError: naming what cannot be written.
+    """
+    try:
+        check_folder(target)
+        check_writable(record)
+        check_writable(target / "report.html")
+        if with_figures:
+            check_folder(target / "figures")
+    except UserError as error:
+        raise UserError(
+            f"{error}; give --out=DIR to write the evaluation elsewhere"
+        ) from None
 
 
 def _run_task(task: Callable, title: str, subject) -> tuple[dict[str, Any], Any]:

@@ -26,7 +26,7 @@ from eir_jax.experiments.records import (
 from eir_jax.experiments.runs import rounds_of, telling
 from eir_jax.system.config import complete, load_config
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import replacing
+from eir_jax.system.files import in_words, replacing
 
 SUFFIX = ".jsonl"
 ABOUT = "eir_jax ledger: settings and protocol; what differs in each run stands below"
@@ -50,7 +50,7 @@ def find_records(place: Path) -> Iterator[tuple[Path, Record | None]]:
         yield from _of_ledger(place, place.parent)
         return
     if not place.is_dir():
-        raise UserError(f"there is no folder or ledger {place}")
+        raise UserError(f"there is no folder or ledger {in_words(place)}")
     seen = set()
     for path, folders, files in os.walk(place, followlinks=True):
         if (real := os.path.realpath(path)) in seen:

@@ -127,5 +127,5 @@ def _legend_beside(axes, names, inks, unlabelled):
 
 def _class_name(class_names, wanted):
     known = class_names is not None and wanted < len(class_names)
-    name = str(class_names[wanted] if known else wanted).replace("_", " ")
+    name = str(class_names[wanted] if known else wanted)
     return name if len(name) <= 18 else name[:17] + "…"

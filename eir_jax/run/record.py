@@ -87,6 +87,35 @@ def read_sessions(workdir: Path) -> list[Session]:
     return sessions
 
 
+def made_by(workdir: Path) -> dict[str, str]:
+    """Return what made a run, and what evaluates it now: {what: words}.
+
+    Raises:
+      UserError: `run.json` is none of ours.
+    """
+    import jax
+
+    made = {}
+    if sessions := read_sessions(workdir):
+        last = sessions[-1]
+        device = f"{last['num_devices']} x {last['device']}"
+        made = {
+            "trained by": last["command"],
+            "trained on": f"{device}, JAX {last['jax']}",
+            "trained from": last.get("started", ""),
+            "steps of that start": f"{last['from_step']:,} to {last['to_step']:,}",
+            "commit, training": last["commit"],
+        }
+    devices = jax.devices()
+    return made | {
+        "evaluated by": shlex.join(["python", *sys.orig_argv[1:]]),
+        "evaluated on": f"{len(devices)} x {devices[0].device_kind}, "
+        f"JAX {jax.__version__}",
+        "evaluated at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit, evaluation": commit(),
+    }
+
+
 def commit() -> str:
     """Return the commit of this checkout, with '-dirty' if changed; else ''."""
     if not (ROOT / ".git").exists():

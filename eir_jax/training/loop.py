@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -29,19 +31,26 @@ from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
 from eir_jax.run.state import TrainState
-from eir_jax.run.validate import profiled_steps, validate, validate_sizes
+from eir_jax.run.validate import (
+    check_data_there,
+    profiled_steps,
+    validate,
+    validate_sizes,
+)
 from eir_jax.run.workdir import check_settings, own
-from eir_jax.system import processes, sharding
+from eir_jax.system import interruption, processes, sharding
 from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
+from eir_jax.system.words import counted
 from eir_jax.training.parts import Parts, make_parts
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+# Of a run that is not finished: a scheduler, whose SIGTERM is, is to start it again.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
 def train_and_evaluate(
@@ -50,15 +59,21 @@ def train_and_evaluate(
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
     `startup`, which has been counting, is told of the first step. Returns the exit
-    status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    status: 0 when finished; stopped before, 75 (EX_TEMPFAIL: to be started again) by
+    SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
+    check_data_there(config.data)
     settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
     processes.check_equal("the settings", settings)
-    with own(workdir), enough_memory(_memory_advice(config)):
+    with (
+        own(workdir),
+        enough_memory(_memory_advice(config)),
+        interruption.ending_with(EXIT_CODES),
+    ):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir, startup)
 
@@ -186,7 +201,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         print(f"going on from the checkpoint of step {start_step}")
     skipped = run.meta["skipped"]
     writer = MetricsWriter(workdir, start_step)
-    progress = ProgressLine("training", num_steps, start_step)
+    progress = ProgressLine(
+        "training", num_steps, start_step, config.progress_every_seconds
+    )
     profile = StepProfile(profiled_steps(config), workdir, start_step, progress.say)
     pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
     logged_at, logged_step = time.monotonic(), start_step
@@ -271,6 +288,11 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     if stopped is not None and step < num_steps:
         print(f"stopped at step {step} of {num_steps}, saved; the same command goes on")
         return EXIT_CODES[stopped]
+    place = shlex.quote(str(workdir))
+    print(f"trained: `python -m eir_jax.evaluate --workdir={place}` judges it,")
+    print(
+        f"`python -m eir_jax.embed --workdir={place} --images=DIR --out=E.npz` embeds"
+    )
     return 0
 
 
@@ -354,7 +376,7 @@ def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills.
+    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice: now.
 
     Among several processes SIGTERM is JAX's, which has all end after the same step.
     """
@@ -362,7 +384,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number, frame):
         requests.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, interruption.leave)
         processes.request_stop()
 
     ours = EXIT_CODES if processes.count() == 1 else (signal.SIGINT,)
@@ -388,7 +410,7 @@ def _summary(run: Run, state: TrainState) -> str:
     size = config.data.image_size
     test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
@@ -396,6 +418,6 @@ def _summary(run: Run, state: TrainState) -> str:
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}; {rounds}{config.num_epochs} epochs, "
-        f"{run.num_steps:,} steps of {config.batch_size}"
+        f"{devices}; {rounds}{counted(config.num_epochs, 'epoch')}, "
+        f"{counted(run.num_steps, 'step')} of {config.batch_size}"
     )

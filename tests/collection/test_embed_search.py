@@ -420,7 +420,7 @@ def test_duplicates(embedded):
     out, _ = embedded
     result = done("search", f"--embeddings={out}", "--duplicates=0.99999")
     assert rows_of(result) == [["copy of 3.bmp", "noise/3.png", "1.0000"]]
-    assert "1 pairs" in result.stderr
+    assert "1 pair of" in result.stderr
 
 
 def test_names_that_are_no_unicode_go_out_as_they_are(tmp_path):

@@ -637,3 +637,11 @@ def test_trains_evaluates_and_refuses_a_changed_folder(one_device, tmp_path, cap
     picture(root / "train" / "dog" / "new.jpg")
     with pytest.raises(UserError, match=r"1 file is new, such as train/dog/new\.jpg"):
         train_and_evaluate(config, workdir)
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "", "# mine\n\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_class_lists_as_editors_save_them(tmp_path, start, end):
+    text = f"{start}cat{end}Löwe{end}"
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    assert class_list.read_class_list(str(tmp_path / "list.txt")) == ("cat", "Löwe")

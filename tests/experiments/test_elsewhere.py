@@ -142,7 +142,6 @@ def test_weights_are_judged_as_the_run(workdir, other_data, tmp_path, one_device
         (["--embeddings=E", "--out=o", "--config=digits"], "--config goes with"),
         (["--embeddings=E", "--out=o", "--step=3"], "--step goes with"),
         (["--weights=E", "--out=o", "--compare=x"], "--compare and --data_path go"),
-        (["--workdir=w", "--out=o"], "--out goes with"),
         (["--workdir=w", "--weights=E"], "not allowed with"),
     ],
 )
