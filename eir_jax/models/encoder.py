@@ -1,4 +1,4 @@
-"""The encoder f_theta: backbone, linear head, unit length."""
+"""The encoder f_theta: backbone, head, unit length."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 from eir_jax.models.convolution import KERNEL_INIT
 from eir_jax.models.resnet import BLOCKS, Layers, Passes, ResNet
 
+HEADS = ("linear", "mlp", "mlp_bn")
+"""Linear; Linear-ReLU-Linear (MoCo v2); Linear-BN-ReLU-Linear (SimCLR)."""
+
 
 class EncoderOutput(NamedTuple):
     """What the encoder says of each image."""
@@ -19,13 +22,18 @@ class EncoderOutput(NamedTuple):
     """v = f_theta(x): unit length."""
     feature: Float[Array, "rows feature"]
     """The last stage, averaged over space, before the head."""
+    logits: Float[Array, "rows class"] | None = None
+    """Of a linear classifier on the head's output, where there is one."""
 
 
 class Encoder(nn.Module):
-    """ResNet, global average pool, Linear, L2 norm."""
+    """ResNet, global average pool, head, L2 norm."""
 
     backbone: ResNet
     embedding_dim: int
+    head: str = "linear"
+    num_classes: int = 0
+    """Of the classifier on the head's output, before the L2 norm; 0: there is none."""
 
     @nn.compact
     def __call__(
@@ -45,18 +53,34 @@ class Encoder(nn.Module):
             jnp.promote_types(feature_map.dtype, jnp.float32)
         )
         feature = feature_map.mean((1, 2))
-        projected = nn.Dense(
-            self.embedding_dim,
-            kernel_init=KERNEL_INIT["pytorch"],
-            bias_init=_bias_init(feature.shape[-1]),
-            precision=self.backbone.layers.precision,
-            name="head",
-        )(feature)
+        hidden = feature
+        if self.head != "linear":
+            hidden = self._dense(feature.shape[-1], "head_hidden", hidden)
+            if self.head == "mlp_bn":
+                norm = self.backbone.layers.norm("head_norm")
+                hidden = norm(hidden[:, None, None], train)[:, 0, 0]
+            hidden = nn.relu(hidden)
+        projected = self._dense(self.embedding_dim, "head", hidden)
+        logits = None
+        if self.num_classes:
+            logits = self._dense(self.num_classes, "classifier", projected)
         if pooled_map:
             window = tuple(min(2, side) for side in feature_map.shape[1:3])
             pooled = nn.avg_pool(feature_map, window, strides=window)
             feature = pooled.reshape(len(pooled), -1)
-        return EncoderOutput(l2_normalize(projected), feature)
+        return EncoderOutput(l2_normalize(projected), feature, logits)
+
+    def _dense(self, features: int, name: str, x: Array) -> Array:
+        """Apply a linear layer as PyTorch initialises it."""
+        layer = nn.Dense(
+            features,
+            kernel_init=KERNEL_INIT["pytorch"],
+            bias_init=_bias_init(x.shape[-1]),
+            precision=self.backbone.layers.precision,
+            name=name,
+        )
+        applied: Array = layer(x)
+        return applied
 
 
 def l2_normalize(
@@ -95,7 +119,16 @@ def make_encoder(
             ),
         ),
         embedding_dim=config.model.embedding_dim,
+        head=config.model.head,
+        num_classes=config.model.num_classes,
     )
+
+
+def with_passes(encoder: Encoder, passes: Passes) -> Encoder:
+    """Return the encoder whose batch norm normalises these slots together."""
+    backbone = encoder.backbone
+    layers = backbone.layers._replace(passes=passes)
+    return encoder.clone(backbone=backbone.clone(layers=layers))
 
 
 def _bias_init(fan_in: int):

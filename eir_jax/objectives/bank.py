@@ -1,6 +1,5 @@
 """IR and IRaug over a memory bank, and with the relations on top of them EIR."""
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -21,13 +20,8 @@ from eir_jax.objectives.objective import (
     Scalars,
     share_statistics,
 )
-from eir_jax.objectives.relations import (
-    Candidates,
-    Comparison,
-    bank_candidates,
-    log_probability,
-    relate,
-)
+from eir_jax.objectives.on_top import inter_term, make_comparison, make_weights
+from eir_jax.objectives.relations import bank_candidates, log_probability, relate
 
 
 def make_bank_objective(
@@ -46,7 +40,7 @@ def make_bank_objective(
     comparison = make_comparison(config) if config.lambda_intra else None
     how = {"form": config.bank.form, "mesh": mesh}
 
-    def init(key) -> Memory:
+    def init(key, params) -> Memory:
         rows = padded_rows(num_examples, mesh.size if mesh else 1)
         size = (num_examples, config.model.embedding_dim, rows)
         return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
@@ -71,25 +65,13 @@ def make_bank_objective(
             found["entropy_p"] = relations.entropy_p.mean()
             found["entropy_q"] = relations.entropy_q.mean()
         if config.lambda_inter:
-            found["loss_inter"] = inter(outputs, candidates, batch)
+            index = batch["index"]
+            both = jnp.stack([index, index[batch["partner"]]], axis=1)
+            others = candidates._replace(excluded=both)
+            found["loss_inter"] = inter_term(config, outputs, batch, others, **how)
         return found
 
-    def inter(outputs: Outputs, candidates: Candidates, batch: Batch):
-        view1, mixed = (outputs[name].embedding for name in ("view1", "mixed"))
-        target = losses.mixed_target(view1, batch["partner"], batch["ratio"])
-        if config.inter.stop_gradient:
-            target = jax.lax.stop_gradient(target)
-        literal = config.inter.literal
-        if config.inter.negatives == "batch":
-            return losses.inter_loss(mixed, target, tau, literal=literal)
-        index = batch["index"]
-        both = jnp.stack([index, index[batch["partner"]]], axis=1)
-        others = candidates._replace(excluded=both)
-        return losses.inter_candidates_loss(
-            mixed, target, others, tau, literal=literal, **how
-        )
-
-    def update(memory: Memory, outputs: Outputs, batch: Batch, finite):
+    def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
         index, bank = batch["index"], memory["bank"]
         before = read_rows(bank, index, mesh)
         # A loss that is not finite writes no row. And, as writing waits for the loss,
@@ -104,30 +86,7 @@ def make_bank_objective(
         slots=share_statistics(names, config.batch_norm.sharing),
         init=init,
         specs={"bank": P("data")},
-        weights=make_weights(config),
+        weights=make_weights(config, config.lambda_intra, config.lambda_inter),
         terms=terms,
         update=update,
     )
-
-
-def make_comparison(config: ConfigDict) -> Comparison:
-    """Return how the intra term compares the views' distributions, `config.intra`."""
-    settings = config.intra.to_dict()
-    del settings["ramp_steps"]
-    return Comparison(**settings)
-
-
-def make_weights(config: ConfigDict):
-    """Return step -> the factors of Eq. 10's terms; lambda_1 may grow over its ramp."""
-
-    def weights(step):
-        factors = {"loss_instance": 1.0}
-        if config.lambda_intra:
-            ramp = config.intra.ramp_steps
-            grown = jnp.minimum(step / ramp, 1.0) if ramp else 1.0
-            factors["loss_intra"] = config.lambda_intra * grown
-        if config.lambda_inter:
-            factors["loss_inter"] = config.lambda_inter
-        return factors
-
-    return weights

@@ -1,12 +1,19 @@
 """Which systems there are: the one place that knows them by name."""
 
+from collections.abc import Iterator
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.objectives.bank import make_bank_objective
+from eir_jax.objectives.batch import make_batch_objective
+from eir_jax.objectives.classifier import make_supervised_objective
 from eir_jax.objectives.objective import Objective
+from eir_jax.objectives.queue import make_queue_objective
 
-SYSTEMS = ("iraug", "iraug_sum", "ir")
+EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
+HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
+SYSTEMS = (*EIR, *HOSTS, "eir_moco", "supervised")
 """What `config.objective` may be."""
 
 
@@ -26,5 +33,65 @@ def make_objective(
     match config.objective:
         case "iraug" | "iraug_sum" | "ir":
             return make_bank_objective(config, num_examples, mesh)
+        case "isif" | "simclr":
+            return make_batch_objective(config)
+        case "moco" | "eir_moco":
+            return make_queue_objective(config)
+        case "supervised":
+            return make_supervised_objective()
         case name:
             raise ValueError(f"objective={name!r} is none of {', '.join(SYSTEMS)}")
+
+
+def needs_labels(config: ConfigDict) -> bool:
+    """Tell whether batches hold each instance's `label`."""
+    return config.objective == "supervised"
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yield what is wrong with the settings of a system, each with the way out."""
+    name = config.objective
+    if config.on_top and name not in (*EIR, *HOSTS):
+        yield (
+            f"on_top=true: objective={name} has no relations of two views to put the "
+            f"intra and inter terms on; use on_top=false, or one of {', '.join(HOSTS)}"
+        )
+    if (
+        name in ("isif", "simclr")
+        and config.on_top
+        and config.lambda_inter
+        and config.inter.negatives == "bank"
+    ):
+        yield (
+            f"inter.negatives=bank: objective={name} has no bank; use "
+            "inter.negatives=batch"
+        )
+    if name == "supervised" and config.model.num_classes < 2:
+        yield (
+            f"objective=supervised with model.num_classes={config.model.num_classes}; "
+            "give the number of classes, like --config.model.num_classes=10"
+        )
+    if name != "supervised" and config.model.num_classes:
+        yield (
+            f"model.num_classes={config.model.num_classes} is for "
+            f"objective=supervised alone; use 0 with objective={name}"
+        )
+    size, batch = config.queue.size, config.batch_size
+    if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
+        below = size // batch * batch
+        yield (
+            f"queue.size={size} is no multiple of batch_size={batch}; use "
+            f"{below or batch}{f' or {below + batch}' if below else ''}"
+        )
+
+
+def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
+    """Yield what is wrong with them for so many training images."""
+    batch = config.batch_size
+    largest = num_examples // batch * batch - batch
+    if config.objective in ("moco", "eir_moco") and config.queue.size > largest > 0:
+        yield (
+            f"queue.size={config.queue.size} is too long for {num_examples} training "
+            "images: an instance would find its own last key among the others'; use "
+            f"at most {largest}"
+        )

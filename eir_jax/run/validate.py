@@ -8,16 +8,21 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.sources import SOURCES
 from eir_jax.models.convolution import KERNEL_INIT
+from eir_jax.models.encoder import HEADS
 from eir_jax.models.resnet import BLOCKS
-from eir_jax.objectives.systems import SYSTEMS
+from eir_jax.objectives import systems
+from eir_jax.run.optimizer import OPTIMIZERS, SCHEDULES
 from eir_jax.system.config import flatten
 from eir_jax.system.errors import UserError
 
 CHOICES = {
-    "objective": SYSTEMS,
+    "objective": systems.SYSTEMS,
     "inter.negatives": ("batch", "bank"),
     "interpolation.kind": ("cutmix", "mixup"),
     "model.name": tuple(BLOCKS),
+    "model.head": HEADS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
     "model.stem": ("small", "imagenet"),
     "model.init": tuple(KERNEL_INIT),
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -37,14 +42,14 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
-        "intra.ramp_steps",
+        "intra.ramp_steps model.num_classes optimizer.warmup_epochs",
     ),
     "at least 1": (
         lambda x: x >= 1,
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
-        "linear.batch_size",
+        "linear.batch_size queue.size",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
@@ -55,7 +60,10 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         lambda x: 0 <= x < math.inf,
         "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay",
     ),
-    "in [0, 1)": (lambda x: 0 <= x < 1, "bank_momentum optimizer.momentum"),
+    "in [0, 1)": (
+        lambda x: 0 <= x < 1,
+        "bank_momentum optimizer.momentum queue.key_momentum",
+    ),
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "
@@ -92,6 +100,7 @@ def validate(config: ConfigDict) -> None:
             f"data.path is empty; give {needed[config.data.source]} of "
             f"data.source={config.data.source}"
         )
+    problems += systems.problems(config)
     problems += _images(config.data)
     problems += _profile(config)
     if config.batch_size % config.batch_norm.groups:
@@ -129,6 +138,7 @@ def validate_sizes(
             f"batch_size={batch} does not divide over {num_devices} devices; use "
             f"{_nearest_multiples(batch, num_devices)}"
         )
+    problems += systems.size_problems(config, num_examples)
     steps = config.num_rounds * config.num_epochs * (num_examples // batch)
     profiled = profiled_steps(config)
     if batch <= num_examples and profiled and profiled[-1] > steps:
@@ -219,6 +229,11 @@ def _images(data: ConfigDict) -> Iterator[str]:
 
 def _tuples(config: ConfigDict) -> Iterator[str]:
     c = config.optimizer
+    if c.warmup_epochs >= max(config.num_epochs, 1):
+        yield (
+            f"optimizer.warmup_epochs={c.warmup_epochs} leaves none of num_epochs="
+            f"{config.num_epochs}; give less"
+        )
     if len(c.milestones) != len(c.factors):
         yield (
             f"optimizer.milestones has {len(c.milestones)} epochs and "

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
 from eir_jax.data.augment_device import put_images
-from eir_jax.data.dataset import Dataset, labelled_rows
+from eir_jax.data.dataset import Dataset, Split, labelled, labelled_rows
 from eir_jax.data.picture_record import record
-from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.data.views import Slot
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.tasks import (
     refused_tasks,
 )
 from eir_jax.models.encoder import make_encoder
+from eir_jax.objectives.systems import needs_labels
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
@@ -35,7 +37,7 @@ from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
-from eir_jax.training.parts import Parts, make_parts
+from eir_jax.training.parts import Parts, Refresh, make_parts
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
@@ -69,7 +71,8 @@ def _train_and_evaluate(
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
     processes.check_equal("the training images", [dataset.train_hash])
-    num_examples = len(dataset.train.images)
+    train, labels = _trained_on(config, dataset)
+    num_examples = len(train.images)
     mesh = sharding.make_mesh()
     votes = "knn" not in refused_tasks(dataset)
     num_voters = len(labelled_rows(dataset, "train")) if votes else 0
@@ -93,7 +96,7 @@ def _train_and_evaluate(
         record(dataset, workdir, resumes=bool(checkpoints.steps))
     resident = {}
     if config.data.pipeline == "device":
-        resident["images"] = put_images(dataset.train.images, config, mesh)
+        resident["images"] = put_images(train.images, config, mesh)
     run = Run(
         config=config,
         workdir=workdir,
@@ -103,6 +106,12 @@ def _train_and_evaluate(
         round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
         train_step=parts.compiled_step(),
+        refresh=parts.compiled_refresh(),
+        refresh_steps=(
+            round_steps if parts.objective.every == "round" else steps_per_epoch
+        ),
+        images=train.images,
+        labels=labels,
         slots=parts.objective.slots,
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
@@ -132,6 +141,31 @@ def _train_and_evaluate(
             print(f"warning: {found}; going back, to leave out that batch", flush=True)
 
 
+def _trained_on(
+    config: ConfigDict, dataset: Dataset
+) -> tuple[Split, np.ndarray | None]:
+    """Return what is trained on, and its labels where the objective asks for them.
+
+    Raises:
+      UserError: it asks for labels, and there are none or more than it has classes.
+    """
+    if not needs_labels(config):
+        return dataset.train, None
+    labels, classes = dataset.train.labels, config.model.num_classes
+    if labels is None or labels.max() < 0:
+        raise UserError(
+            f"the train images of {dataset.name} have no labels, which objective="
+            f"{config.objective} needs; use another objective, like iraug"
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"model.num_classes={classes} is less than the classes of "
+            f"{dataset.name}; use {labels.max() + 1}"
+        )
+    split = labelled(dataset, "train")
+    return split, split.labels
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What stays the same from the first step to the last."""
@@ -144,6 +178,12 @@ class Run:
     round_steps: int
     num_steps: int
     train_step: TrainStep
+    refresh: Refresh | None
+    refresh_steps: int
+    """From one refresh to the next."""
+    images: Images
+    """Those trained on, and their labels where the objective asks for them."""
+    labels: np.ndarray | None
     slots: tuple[Slot, ...]
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
@@ -214,12 +254,13 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
     stopped = None
     batches = make_train_batches(
-        run.dataset.train.images,
+        run.images,
         config,
         run.slots,
         start_step,
         num_steps,
         sharding.process_rows(config.batch_size, run.mesh),
+        run.labels,
     )
     with (
         closing(writer),
@@ -230,6 +271,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     ):
         on_device = sharding.put_batches(batches, run.mesh)
         for step, batch in enumerate(on_device, start_step + 1):
+            period, within = divmod(step - 1, run.refresh_steps)
+            if run.refresh and not within:
+                state = run.refresh(state, period)
             if step in skipped:
                 state = state.replace(step=state.step + 1)
             else:
