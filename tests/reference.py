@@ -79,6 +79,47 @@ def inter_bank(mixed, target, bank, index, partner, tau, *, literal=False):
     return -np.log(np.sum(own)) if literal else -np.log(own).mean()
 
 
+def isif(x, rows, tau):
+    """ISIF as released; `x` are both views, one below the other, `rows` a copy."""
+    count, losses = len(x), []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        p = softmax((x[i] @ rows[others].T / tau)[None])[0]
+        pair = others.index((i + count // 2) % count)
+        losses.append(-np.log(p[pair]) - np.log(1 - np.delete(p, pair)).sum())
+    return np.mean(losses)
+
+
+def nt_xent(x, tau):
+    """SimCLR's loss; `x` are both views, one below the other."""
+    count, losses = len(x), []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        p = softmax((x[i] @ x[others].T / tau)[None])[0]
+        losses.append(-np.log(p[others.index((i + count // 2) % count)]))
+    return np.mean(losses)
+
+
+def cross_entropy(logits, label):
+    return -np.log(softmax(logits)[np.arange(len(label)), label]).mean()
+
+
+def info_nce(q, k, queue, tau):
+    """MoCo's: each query's key against all keys of the queue."""
+    own = np.exp((q * k).sum(1) / tau)
+    return -np.log(own / (own + np.exp(q @ queue.T / tau).sum(1))).mean()
+
+
+def divergence(rows_of, v, w, tau_p, tau_q):
+    """KL(p || q) over the rows that `rows_of(i)` gives instance i."""
+    found = []
+    for i in range(len(v)):
+        p = softmax((v[i] @ rows_of(i).T / tau_p)[None])
+        q = softmax((w[i] @ rows_of(i).T / tau_q)[None])
+        found.append((p * np.log(p / q)).sum())
+    return np.mean(found)
+
+
 def gradient(function, x, epsilon=1e-6):
     """Central finite differences of a scalar function, in float64."""
     out = np.zeros_like(x)

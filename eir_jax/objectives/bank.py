@@ -1,8 +1,12 @@
 """IR and IRaug over a memory bank, and with the relations on top of them EIR."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from eir_jax.objectives import losses
@@ -39,11 +43,7 @@ def make_bank_objective(
         names.append("mixed")
     comparison = make_comparison(config) if config.lambda_intra else None
     how = {"form": config.bank.form, "mesh": mesh}
-
-    def init(key, params) -> Memory:
-        rows = padded_rows(num_examples, mesh.size if mesh else 1)
-        size = (num_examples, config.model.embedding_dim, rows)
-        return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
+    bank = make_bank(config, num_examples, mesh)
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         view1 = outputs["view1"].embedding
@@ -71,7 +71,35 @@ def make_bank_objective(
             found["loss_inter"] = inter_term(config, outputs, batch, others, **how)
         return found
 
-    def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
+    return Objective(
+        slots=share_statistics(names, config.batch_norm.sharing),
+        init=lambda key, params: bank.init(key),
+        specs={"bank": P("data")},
+        weights=make_weights(config, config.lambda_intra, config.lambda_inter),
+        terms=terms,
+        update=lambda memory, outputs, batch, params, finite: bank.update(
+            memory, outputs, batch, finite
+        ),
+    )
+
+
+class Bank(NamedTuple):
+    """What a bank is at first, and how a step writes it."""
+
+    init: Callable[[Array], Memory]
+    update: Callable[[Memory, Outputs, Batch, Array], tuple[Memory, Scalars]]
+    """(memory, outputs, batch, finite) -> the bank, and what is watched of it."""
+
+
+def make_bank(config: ConfigDict, num_examples: int, mesh: Mesh | None) -> Bank:
+    """Return a bank that view 1 writes (section 3.1)."""
+
+    def init(key: Array) -> Memory:
+        rows = padded_rows(num_examples, mesh.size if mesh else 1)
+        size = (num_examples, config.model.embedding_dim, rows)
+        return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
+
+    def update(memory: Memory, outputs: Outputs, batch: Batch, finite: Array):
         index, bank = batch["index"], memory["bank"]
         before = read_rows(bank, index, mesh)
         # A loss that is not finite writes no row. And, as writing waits for the loss,
@@ -82,11 +110,10 @@ def make_bank_objective(
         drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()
         return {"bank": bank}, {"bank_drift": drift}
 
-    return Objective(
-        slots=share_statistics(names, config.batch_norm.sharing),
-        init=init,
-        specs={"bank": P("data")},
-        weights=make_weights(config, config.lambda_intra, config.lambda_inter),
-        terms=terms,
-        update=update,
-    )
+    return Bank(init, update)
+
+
+def own_numbers(rows: int, num_examples: int) -> Int[Array, " rows"]:
+    """Return each row's number, and 0 for padding."""
+    place = jnp.arange(rows, dtype=jnp.int32)
+    return jnp.where(place < num_examples, place, 0)

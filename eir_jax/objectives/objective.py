@@ -36,12 +36,10 @@ class Objective(NamedTuple):
     """(memory, outputs, batch, new parameters, finite) -> the memory after the step,
     and what is watched of it. Where the loss is not `finite`, nothing is written. No
     gradient."""
-    refresh: Callable[[Any, int], Any] | None = None
-    """(state, period) -> state, before the first step of a period."""
+    refresh: Callable[[Memory, Array], Memory] | None = None
+    """(memory, period) -> the memory for the steps of a period, counted from 0."""
     every: Literal["epoch", "round"] = "epoch"
     """The period of `refresh`."""
-    needs_labels: bool = False
-    """Batches hold each instance's `label`; those without one are left out."""
 
 
 def passes_of(slots: tuple[Slot, ...]) -> Passes:

@@ -8,12 +8,14 @@ from ml_collections import ConfigDict
 from eir_jax.objectives.bank import make_bank_objective
 from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
+from eir_jax.objectives.clusters import make_cluster_objective
+from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
-SYSTEMS = (*EIR, *HOSTS, "eir_moco", "supervised")
+SYSTEMS = (*EIR, *HOSTS, "eir_moco", "and", "clusters", "supervised")
 """What `config.objective` may be."""
 
 
@@ -37,6 +39,10 @@ def make_objective(
             return make_batch_objective(config)
         case "moco" | "eir_moco":
             return make_queue_objective(config)
+        case "and":
+            return make_neighbourhood_objective(config, num_examples, mesh)
+        case "clusters":
+            return make_cluster_objective(config, num_examples, mesh)
         case "supervised":
             return make_supervised_objective()
         case name:
@@ -76,6 +82,12 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"model.num_classes={config.model.num_classes} is for "
             f"objective=supervised alone; use 0 with objective={name}"
         )
+    if name == "and" and config.num_rounds < 2:
+        yield (
+            f"objective=and with num_rounds={config.num_rounds} would be IR, as "
+            "neighbours are found when a further round begins; give "
+            "--config.num_rounds=5"
+        )
     size, batch = config.queue.size, config.batch_size
     if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
         below = size // batch * batch
@@ -94,4 +106,9 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"queue.size={config.queue.size} is too long for {num_examples} training "
             "images: an instance would find its own last key among the others'; use "
             f"at most {largest}"
+        )
+    if config.objective == "clusters" and config.clusters.count > num_examples:
+        yield (
+            f"clusters.count={config.clusters.count} exceeds the {num_examples} "
+            f"training images; use at most {num_examples}"
         )

@@ -49,7 +49,7 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
-        "linear.batch_size queue.size",
+        "linear.batch_size queue.size clusters.count clusters.iterations",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
@@ -64,6 +64,7 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         lambda x: 0 <= x < 1,
         "bank_momentum optimizer.momentum queue.key_momentum",
     ),
+    "in (0, 1]": (lambda x: 0 < x <= 1, "neighbours.share"),
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -64,11 +65,16 @@ class Parts(NamedTuple):
 
         The state given to it is donated.
         """
-        if self.objective.refresh is None:
+        refresh = self.objective.refresh
+        if refresh is None:
             return None
+
+        def refreshed(state: TrainState, period: int) -> TrainState:
+            return state.replace(memory=refresh(state.memory, jnp.asarray(period)))
+
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
         return jax.jit(
-            self.objective.refresh,
+            refreshed,
             in_shardings=(shardings, None),
             out_shardings=shardings,
             donate_argnums=0,
