@@ -22,12 +22,12 @@ def get_config() -> ConfigDict:
 
     # The system that is trained. With a memory bank: 'iraug', -log(p_i + q_i), Eq. 2-3
     # to the letter; 'iraug_sum', -log p_i - log q_i; 'ir', -log p_i, view 1 alone
-    # (Eq. 1); and of view 1 alone 'and' (neighbours found each round) and 'clusters'
-    # (found each epoch). EIR is 'iraug' with both terms below.
-    # Within the batch: 'isif' and 'simclr' (its model.head is 'mlp_bn', its temperature
-    # .5). With a queue: 'moco' and 'eir_moco' (the authors' release of 2022, whose
-    # terms have weights of their own). With labels: 'supervised', which needs
-    # model.num_classes.
+    # (Eq. 1); and of view 1 alone 'ir_nce', 'and' (neighbours found each round) and
+    # 'clusters' (found each epoch). EIR is 'iraug' with both terms below.
+    # Within the batch: 'isif', 'isif_augmented' (after aISIF) and 'simclr' (its
+    # model.head is 'mlp_bn', its temperature .5). With a queue: 'moco' and 'eir_moco'
+    # (the authors' release of 2022, whose terms have weights of their own). With
+    # labels: 'supervised', which needs model.num_classes.
     c.objective = "iraug"
     # The two terms below on top of 'isif', 'simclr' or 'moco' too; where there is a
     # bank they always are. So objective=simclr alone is SimCLR, whatever lambda is.
@@ -70,6 +70,11 @@ def get_config() -> ConfigDict:
     c.queue.size = 4096  # keys; a multiple of batch_size, less than the images
     c.queue.key_momentum = 0.99  # of the key encoder's moving average; in [0, 1)
 
+    c.nce = ConfigDict()  # of 'ir_nce'
+    c.nce.negatives = 4096  # rows drawn for each instance
+    c.isif_augmented = ConfigDict()  # in features; aISIF's own are not public
+    c.isif_augmented.interpolation = 0.5  # share of one in a mixed negative; in [0, 1]
+    c.isif_augmented.extrapolation = 0.5  # of the positive, away from the anchor; >= 0
     c.neighbours = ConfigDict()  # of 'and'
     # Round r gives so many times r of the images a neighbour; in (0, 1].
     c.neighbours.share = 0.25

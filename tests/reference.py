@@ -90,6 +90,32 @@ def isif(x, rows, tau):
     return np.mean(losses)
 
 
+def isif_augmented(x, rows, tau, partner, interpolation, extrapolation):
+    """The same with positives beyond the other view, and mixed negatives besides."""
+    count, losses = len(x), []
+    pair = lambda i: (i + count // 2) % count  # noqa: E731
+    mixed = unit(interpolation * rows + (1 - interpolation) * rows[partner])
+    for i in range(count):
+        own = {i, pair(i)}
+        apart = rows[pair(i)] - rows[i]
+        positive = unit(rows[pair(i)] + extrapolation * apart)
+        negatives = [rows[j] for j in range(count) if j not in own]
+        negatives += [
+            mixed[j] for j in range(count) if j not in own and partner[j] not in own
+        ]
+        p = softmax((x[i] @ np.stack([positive, *negatives]).T / tau)[None])[0]
+        losses.append(-np.log(p[0]) - np.log(1 - p[1:]).sum())
+    return np.mean(losses)
+
+
+def nce(scores, z, num_examples):
+    """Wu et al. (2018): the own score first, then those of the rows drawn."""
+    noise = (scores.shape[1] - 1) / num_examples
+    p = np.exp(scores) / z
+    own = np.log(p[:, 0] / (p[:, 0] + noise))
+    return -(own + np.log(noise / (p[:, 1:] + noise)).sum(1)).mean()
+
+
 def nt_xent(x, tau):
     """SimCLR's loss; `x` are both views, one below the other."""
     count, losses = len(x), []

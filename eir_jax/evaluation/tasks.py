@@ -70,7 +70,7 @@ def embed_subject(run: Run, dataset: Dataset, with_train: bool) -> Subject:
     def embed(name: str, split: Split) -> Embedded:
         with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
             output = run.embed(run.state, split.images, bar.update)
-        return Embedded(split.images, split.labels, output.embedding, output.feature)
+        return Embedded(split.images, split.labels, *map(np.asarray, output[:2]))
 
     test = embed("test", existing(dataset, "test"))
     train = embed("train", labelled(dataset, "train")) if with_train else None

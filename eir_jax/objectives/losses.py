@@ -113,10 +113,50 @@ def isif_loss(
     paper has the first views alone as x_j.)
     """
     x = jnp.concatenate([view1, view2])
-    log_p, other = _told_apart(x, jax.lax.stop_gradient(x), temperature)
+    scores = _matmul(x, jax.lax.stop_gradient(x).T) / temperature
+    return _isif(scores, jnp.zeros((len(x), 0)))
+
+
+def isif_augmented_loss(
+    view1: Float[Array, "batch dim"],
+    view2: Float[Array, "batch dim"],
+    temperature: float,
+    partner: Int[Array, " views"],
+    interpolation: float,
+    extrapolation: float,
+) -> Float[Array, ""]:
+    """ISIF with positives and negatives made of features, after aISIF (2020).
+
+    Each view's positive is l2(x_i' + extrapolation * (x_i' - x_i)). Negatives besides
+    are l2(interpolation * x_j + (1 - interpolation) * x_partner[j]) of all pairs that
+    hold no view of the instance itself. Neither has a gradient. How aISIF draws its
+    coefficients is not public: these are ours.
+    """
+    x = jnp.concatenate([view1, view2])
+    held, place, batch = jax.lax.stop_gradient(x), jnp.arange(len(x)), len(view1)
+    other = (place + batch) % len(x)
+    positive = l2_normalize(held[other] + extrapolation * (held[other] - held))
+    mixed = l2_normalize(interpolation * held + (1 - interpolation) * held[partner])
+    scores = _matmul(x, held.T) / temperature
+    own = jnp.sum(x * positive, axis=1) / temperature
+    scores = jnp.where(place[None] == other[:, None], own[:, None], scores)
+    instance = (place % batch)[:, None]
+    shared = (instance == (place % batch)[None]) | (instance == (partner % batch)[None])
+    more = jnp.where(shared, NO_SCORE, _matmul(x, mixed.T) / temperature)
+    return _isif(scores, more)
+
+
+def _isif(
+    scores: Float[Array, "views views"], more: Float[Array, "views more"]
+) -> Float[Array, ""]:
+    """Return ISIF's loss of the scores of all views and of negatives besides."""
+    views = len(scores)
+    place, column = jnp.arange(views), jnp.arange(views + more.shape[1])
+    other = (place + views // 2) % views
+    scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
+    log_p = jax.nn.log_softmax(jnp.concatenate([scores, more], axis=1))
     positive = jnp.take_along_axis(log_p, other[:, None], axis=1)[:, 0]
-    rows = jnp.arange(len(x))
-    negative = (rows[None] != rows[:, None]) & (rows[None] != other[:, None])
+    negative = (column[None] != place[:, None]) & (column[None] != other[:, None])
     # log(1 - p); p = 1 would be an infinite loss, and 1e-7 below it is still told.
     log_p = jnp.minimum(jnp.where(negative, log_p, -1.0), -1e-7)
     small = log_p < -0.7
@@ -139,18 +179,12 @@ def nt_xent_loss(
     gradient.
     """
     x = jnp.concatenate([view1, view2])
-    log_p, other = _told_apart(x, x, temperature)
-    return -jnp.take_along_axis(log_p, other[:, None], axis=1).mean()
-
-
-def _told_apart(
-    x: Float[Array, "views dim"], rows: Float[Array, "views dim"], temperature: float
-) -> tuple[Float[Array, "views views"], Int[Array, " views"]]:
-    """Return log-softmaxes of all scores but a view's own, and where its other is."""
     place = jnp.arange(len(x))
-    scores = _matmul(x, rows.T) / temperature
+    scores = _matmul(x, x.T) / temperature
     scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
-    return jax.nn.log_softmax(scores), (place + len(x) // 2) % len(x)
+    log_p = jax.nn.log_softmax(scores)
+    other = (place + len(view1)) % len(x)
+    return -jnp.take_along_axis(log_p, other[:, None], axis=1).mean()
 
 
 def cross_entropy_loss(

@@ -10,12 +10,22 @@ from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
 from eir_jax.objectives.clusters import make_cluster_objective
 from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
+from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
-SYSTEMS = (*EIR, *HOSTS, "eir_moco", "and", "clusters", "supervised")
+SYSTEMS = (
+    *EIR,
+    *HOSTS,
+    "eir_moco",
+    "isif_augmented",
+    "ir_nce",
+    "and",
+    "clusters",
+    "supervised",
+)
 """What `config.objective` may be."""
 
 
@@ -35,10 +45,12 @@ def make_objective(
     match config.objective:
         case "iraug" | "iraug_sum" | "ir":
             return make_bank_objective(config, num_examples, mesh)
-        case "isif" | "simclr":
+        case "isif" | "simclr" | "isif_augmented":
             return make_batch_objective(config)
         case "moco" | "eir_moco":
             return make_queue_objective(config)
+        case "ir_nce":
+            return make_noise_objective(config, num_examples, mesh)
         case "and":
             return make_neighbourhood_objective(config, num_examples, mesh)
         case "clusters":
@@ -87,6 +99,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"objective=and with num_rounds={config.num_rounds} would be IR, as "
             "neighbours are found when a further round begins; give "
             "--config.num_rounds=5"
+        )
+    if name == "isif_augmented" and config.batch_size < 3:
+        yield (
+            f"objective=isif_augmented with batch_size={config.batch_size} has no "
+            "pair of other instances to make a negative of; use at least 3"
         )
     size, batch = config.queue.size, config.batch_size
     if name in ("moco", "eir_moco") and batch >= 1 and size % batch:

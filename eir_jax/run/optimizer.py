@@ -1,5 +1,6 @@
 """The optimiser, and its schedule of learning rates (section 4.1)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -72,4 +73,4 @@ def make_optimizer(
 
 
 def _kernels(params):
-    return optax.tree.map(lambda x: x.ndim > 1, params)
+    return jax.tree.map(lambda x: x.ndim > 1, params)

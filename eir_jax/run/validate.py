@@ -49,7 +49,7 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
-        "linear.batch_size queue.size clusters.count clusters.iterations",
+        "linear.batch_size queue.size nce.negatives clusters.count clusters.iterations",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
@@ -58,7 +58,8 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     ),
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,
-        "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay",
+        "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay "
+        "isif_augmented.extrapolation",
     ),
     "in [0, 1)": (
         lambda x: 0 <= x < 1,
@@ -68,7 +69,7 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "
-        "views.flip",
+        "views.flip isif_augmented.interpolation",
     ),
     "in [0, 0.5] turns": (lambda x: 0 <= x <= 0.5, "views.hue"),
 }

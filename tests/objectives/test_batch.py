@@ -9,6 +9,7 @@ from small import small_config
 
 from eir_jax.models.encoder import EncoderOutput
 from eir_jax.objectives import losses
+from eir_jax.objectives.batch import draw_partners
 from eir_jax.objectives.systems import make_objective
 
 BATCH, DIM = 4, 5
@@ -69,6 +70,33 @@ def test_equal_rows_have_the_closed_form():
     assert losses.nt_xent_loss(rows, rows, 0.5) == pytest.approx(np.log(255), rel=1e-6)
 
 
+def test_isif_augmented(views):
+    """Value, gradient by the anchors alone; without either augmentation it is ISIF."""
+    partner = np.array([5, 6, 3, 4, 1, 2, 7, 0])
+    how = (jnp.asarray(partner), 0.4, 0.5)
+    value, grads = value_and_gradient(
+        lambda v, w: losses.isif_augmented_loss(v, w, 0.1, *how), *views
+    )
+    x = np.concatenate(views)
+
+    def wanted(y):
+        return reference.isif_augmented(y, x, 0.1, partner, 0.4, 0.5)
+
+    assert_close(value, wanted(x))
+    assert_close(np.concatenate(grads), reference.gradient(wanted, x))
+    # Of two instances no pair holds neither: there are no negatives besides.
+    two = [jnp.asarray(view[:2], jnp.float32) for view in views]
+    found = losses.isif_augmented_loss(*two, 0.1, jnp.array([1, 2, 3, 0]), 0.5, 0.0)
+    assert found == pytest.approx(float(losses.isif_loss(*two, 0.1)), rel=1e-6)
+
+
+def test_partners_are_of_other_instances():
+    for seed in range(5):
+        partner = np.asarray(draw_partners(jax.random.key(seed), 6))
+        assert sorted(partner) == list(range(12))
+        assert not np.any(partner % 6 == np.arange(12) % 6)
+
+
 def test_isif_is_finite_where_a_wrong_row_has_all_the_probability():
     """p = 1 to rounding for a row that is no pair: log(1 - p) is told to 1e-7."""
     rows = jnp.eye(4, 3).at[3].set(jnp.array([0.0, 0.0, 1.0]))
@@ -112,6 +140,7 @@ def terms_of(config, names):
             "index": jnp.arange(BATCH),
             "partner": jnp.array([1, 2, 3, 0]),
             "ratio": jnp.full(BATCH, 0.3),
+            "step": jnp.int32(0),
         }
         found = objective.terms(outputs_of(views), {}, batch)
         return sum(found[name] for name in names)

@@ -24,6 +24,7 @@ SETTINGS = {
     "isif": {"on_top": True},
     "moco": {"queue.size": 32, "model.head": "mlp", "batch_norm.groups": 2},
     "eir_moco": {"queue.size": 32, "batch_norm.groups": 2},
+    "ir_nce": {"nce.negatives": 20},
     "and": {"num_rounds": 2},
     "clusters": {"clusters.count": 5},
 }
