@@ -84,7 +84,9 @@ def get_config() -> ConfigDict:
 
     # Encoder f_theta.
     c.model = ConfigDict()
-    c.model.name = "resnet18"  # 'resnet18', 'resnet10' (one block a stage), 'resnet34'
+    # 'resnet18', 'resnet10' (one block a stage), 'resnet34' or 'resnet50' (bottlenecks,
+    # four times as wide where they end).
+    c.model.name = "resnet18"
     c.model.width = 64  # channels of the first stage; the last has 8 times as many
     c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
     c.model.embedding_dim = 128  # D

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from eir_jax.models.convolution import KERNEL_INIT
-from eir_jax.models.resnet import BLOCKS, Layers, Passes, ResNet
+from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, Passes, ResNet
 
 HEADS = ("linear", "mlp", "mlp_bn")
 """Linear; Linear-ReLU-Linear (MoCo v2); Linear-BN-ReLU-Linear (SimCLR)."""
@@ -110,6 +110,7 @@ def make_encoder(
             blocks=BLOCKS[config.model.name],
             width=config.model.width,
             stem=config.model.stem,
+            bottleneck=config.model.name in BOTTLENECKS,
             layers=Layers(
                 groups=config.batch_norm.groups,
                 passes=passes,

@@ -27,7 +27,7 @@ class Objective(NamedTuple):
     """(key, parameters of the encoder) -> the memory before the first step."""
     specs: Memory
     """A PartitionSpec for each part of it: P('data') what has a row an instance."""
-    weights: Callable[[Array], dict[str, Any]]
+    weights: Callable[[Array | int], dict[str, Any]]
     """step -> {name of a term: its factor in the loss}."""
     terms: Callable[[Outputs, Memory, Batch], Scalars]
     """The terms of the loss, and what is watched beside them; differentiated. A batch

@@ -113,6 +113,7 @@ def _train_and_evaluate(
         images=train.images,
         labels=labels,
         slots=parts.objective.slots,
+        terms=tuple(parts.objective.weights(0)),
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
         checkpoints=checkpoints,
@@ -185,6 +186,8 @@ class Run:
     """Those trained on, and their labels where the objective asks for them."""
     labels: np.ndarray | None
     slots: tuple[Slot, ...]
+    terms: tuple[str, ...]
+    """Of the loss."""
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
     embed: Embed
@@ -419,11 +422,13 @@ def _summary(run: Run, state: TrainState) -> str:
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
+    terms = " + ".join(name.removeprefix("loss_") for name in run.terms)
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
         f"{devices}; {rounds}{config.num_epochs} epochs, "
-        f"{run.num_steps:,} steps of {config.batch_size}"
+        f"{run.num_steps:,} steps of {config.batch_size}\n"
+        f"{config.objective}: {terms}"
     )

@@ -216,3 +216,17 @@ def test_heads(head, names):
     np.testing.assert_allclose(output.embedding, projected / length, atol=1e-4)
     logits = dense(projected, params["classifier"])
     np.testing.assert_allclose(output.logits, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)],
+)
+def test_parameters_are_torchvisions(name, count):
+    """Those of the backbone: theirs have a classifier of 1,000 classes besides."""
+    config = base.get_config()
+    config.model.update(name=name, stem="imagenet")
+    params = shapes(config, 224)["params"]["backbone"]
+    feature = 2048 if name == "resnet50" else 512
+    ours = sum(x.size for x in jax.tree.leaves(params))
+    assert ours == count - 1000 * (feature + 1)
