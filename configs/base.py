@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
 
     # The system that is trained. With a memory bank: 'iraug', -log(p_i + q_i), Eq. 2-3
     # to the letter; 'iraug_sum', -log p_i - log q_i; 'ir', -log p_i, view 1 alone
-    # (Eq. 1); and of view 1 alone 'ir_nce', 'and' (neighbours found each round) and
-    # 'clusters' (found each epoch). EIR is 'iraug' with both terms below.
+    # (Eq. 1); and of view 1 alone 'ir_nce', 'cmc' (model.towers='lab'), 'and'
+    # (neighbours found each round) and 'clusters' (found each epoch). EIR is 'iraug'
+    # with both terms below.
     # Within the batch: 'isif', 'isif_augmented' (after aISIF) and 'simclr' (its
     # model.head is 'mlp_bn', its temperature .5). With a queue: 'moco' and 'eir_moco'
     # (the authors' release of 2022, whose terms have weights of their own). With
@@ -93,6 +94,9 @@ def get_config() -> ConfigDict:
     # Between the average pool and the unit vector: 'linear', 'mlp' (Linear-ReLU-Linear,
     # MoCo v2) or 'mlp_bn' (Linear-BN-ReLU-Linear, SimCLR), as wide as the feature.
     c.model.head = "linear"
+    # 'one' network, or 'lab' for two, of half the width and half the embedding each: of
+    # an image's lightness and of its colours, as objective=cmc trains them.
+    c.model.towers = "one"
     # Of the linear classifier that objective=supervised trains; 0: there is none.
     c.model.num_classes = 0
     # Of the kernels of convolutions: 'pytorch' U(+-1/sqrt(fan_in)), its default, or

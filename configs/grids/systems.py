@@ -1,8 +1,8 @@
 """Every system at one setting: the config's views, encoder, rate and batch.
 
 Each has its own temperature, weights and head. An instance is encoded once by IR, AND,
-clusters and supervised training, twice by IRaug, ISIF, SimCLR and MoCo (once by the key
-encoder), three times by EIR and four times by its form of 2022.
+clusters and CMC (by two towers of half the width), twice by IRaug, ISIF, SimCLR and
+MoCo (once by the key encoder), three times by EIR and four times by its form of 2022.
 """
 
 ALONE: dict = {"lambda_intra": 0.0, "lambda_inter": 0.0}
@@ -30,4 +30,12 @@ GRID: dict[str, dict] = {
         "optimizer.nesterov": True,
     },
     "clusters": {"objective": "clusters"},
+    "CMC": {
+        "objective": "cmc",
+        "model.towers": "lab",
+        "model.embedding_dim": 256,
+        "temperature": 0.07,
+        "views.jitter": 0.0,
+        "views.grey": 0.0,
+    },
 }

@@ -28,6 +28,7 @@ from eir_jax.evaluation.nearest import nearest
 from eir_jax.evaluation.protocol import Protocol
 from eir_jax.evaluation.restore import Run
 from eir_jax.evaluation.retrieval import retrieval_scores
+from eir_jax.models.encoder import feature_dim
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 from eir_jax.system.progress import ProgressLine
@@ -316,7 +317,7 @@ def _features(config: ConfigDict) -> str:
     model = config.model
     return (
         f"embedding: {model.embedding_dim}-d, unit length; feature: "
-        f"{8 * model.width}-d, last stage averaged over space"
+        f"{feature_dim(model)}-d, last stage averaged over space"
     )
 
 

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from eir_jax.models.colour import LAB_MEAN, LAB_STD, rgb_to_lab
 from eir_jax.models.convolution import KERNEL_INIT
 from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, Passes, ResNet
 
@@ -83,6 +84,39 @@ class Encoder(nn.Module):
         return applied
 
 
+class TwoTowers(nn.Module):
+    """An encoder of an image's lightness and one of its colours (CMC).
+
+    The embedding is l2([v of L; v of ab]), of which each half has length sqrt(1/2);
+    the feature is both towers', one after the other.
+    """
+
+    lightness: Encoder
+    colour: Encoder
+    mean: tuple[float, float, float]
+    """By which the images were normalised, and `std`."""
+    std: tuple[float, float, float]
+
+    def __call__(
+        self,
+        images: Float[Array, "rows height width 3"],
+        train: bool = False,
+        pooled_map: bool = False,
+    ) -> EncoderOutput:
+        """Embed normalised images."""
+        mean, std = (jnp.array(x, images.dtype) for x in (self.mean, self.std))
+        lab = rgb_to_lab(images * std[None, None, None] + mean[None, None, None])
+        mean, std = (jnp.array(x, images.dtype) for x in (LAB_MEAN, LAB_STD))
+        lab = (lab - mean[None, None, None]) / std[None, None, None]
+        halves = (
+            self.lightness(lab[..., :1], train, pooled_map),
+            self.colour(lab[..., 1:], train, pooled_map),
+        )
+        embedding = jnp.concatenate([half.embedding for half in halves], axis=1)
+        feature = jnp.concatenate([half.feature for half in halves], axis=1)
+        return EncoderOutput(embedding * 0.5**0.5, feature)
+
+
 def l2_normalize(
     x: Float[Array, "*batch dim"], epsilon: float = 1e-12
 ) -> Float[Array, "*batch dim"]:
@@ -93,7 +127,7 @@ def l2_normalize(
 
 def make_encoder(
     config: ConfigDict, passes: Passes = ((0,),), exact: bool = False
-) -> Encoder:
+) -> Encoder | TwoTowers:
     """Build the encoder that `config.model` and `config.batch_norm` describe.
 
     `passes` says which of the images of an instance, by their places, batch norm
@@ -105,24 +139,36 @@ def make_encoder(
     dtype = "float32" if exact else config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Encoder(
-        backbone=ResNet(
-            blocks=BLOCKS[config.model.name],
-            width=config.model.width,
-            stem=config.model.stem,
-            bottleneck=config.model.name in BOTTLENECKS,
-            layers=Layers(
-                groups=config.batch_norm.groups,
-                passes=passes,
-                dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
-                precision="highest" if exact else config.model.precision,
-                kernel_init=KERNEL_INIT[config.model.init],
-            ),
-        ),
-        embedding_dim=config.model.embedding_dim,
-        head=config.model.head,
-        num_classes=config.model.num_classes,
+    layers = Layers(
+        groups=config.batch_norm.groups,
+        passes=passes,
+        dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
+        precision="highest" if exact else config.model.precision,
+        kernel_init=KERNEL_INIT[config.model.init],
     )
+
+    def build(towers: int) -> Encoder:
+        return Encoder(
+            backbone=ResNet(
+                blocks=BLOCKS[config.model.name],
+                width=config.model.width // towers,
+                stem=config.model.stem,
+                layers=layers,
+                bottleneck=config.model.name in BOTTLENECKS,
+            ),
+            embedding_dim=config.model.embedding_dim // towers,
+            head=config.model.head,
+            num_classes=config.model.num_classes,
+        )
+
+    if config.model.towers == "one":
+        return build(1)
+    return TwoTowers(build(2), build(2), config.data.mean, config.data.std)
+
+
+def feature_dim(model: ConfigDict) -> int:
+    """Return the length of the feature before the head."""
+    return 8 * model.width * (4 if model.name in BOTTLENECKS else 1)
 
 
 def with_passes(encoder: Encoder, passes: Passes) -> Encoder:

@@ -9,6 +9,7 @@ from eir_jax.objectives.bank import make_bank_objective
 from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
 from eir_jax.objectives.clusters import make_cluster_objective
+from eir_jax.objectives.cmc import make_cmc_objective
 from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
@@ -22,6 +23,7 @@ SYSTEMS = (
     "eir_moco",
     "isif_augmented",
     "ir_nce",
+    "cmc",
     "and",
     "clusters",
     "supervised",
@@ -51,6 +53,8 @@ def make_objective(
             return make_queue_objective(config)
         case "ir_nce":
             return make_noise_objective(config, num_examples, mesh)
+        case "cmc":
+            return make_cmc_objective(config, num_examples, mesh)
         case "and":
             return make_neighbourhood_objective(config, num_examples, mesh)
         case "clusters":
@@ -105,6 +109,17 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"objective=isif_augmented with batch_size={config.batch_size} has no "
             "pair of other instances to make a negative of; use at least 3"
         )
+    model, towers = config.model, "lab" if name == "cmc" else "one"
+    if model.towers != towers:
+        yield (
+            f"model.towers={model.towers} does not go with objective={name}; use "
+            f"model.towers={towers}"
+        )
+    if name == "cmc" and (model.width % 2 or model.embedding_dim % 2):
+        yield (
+            f"model.width={model.width} and model.embedding_dim={model.embedding_dim} "
+            "are halved for objective=cmc's two towers; give even numbers"
+        )
     size, batch = config.queue.size, config.batch_size
     if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
         below = size // batch * batch
@@ -112,6 +127,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"queue.size={size} is no multiple of batch_size={batch}; use "
             f"{below or batch}{f' or {below + batch}' if below else ''}"
         )
+
+
+def needs_colour(config: ConfigDict) -> bool:
+    """Tell whether grey images cannot be trained on."""
+    return config.objective == "cmc"
 
 
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from eir_jax.models.encoder import Encoder
+from eir_jax.models.encoder import Encoder, TwoTowers
 from eir_jax.objectives.objective import Memory, Objective
 
 PyTree = Any
@@ -44,7 +44,7 @@ def state_shardings(state: TrainState, objective: Objective, mesh: Mesh) -> Trai
 def abstract_train_state(
     config: ConfigDict,
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
@@ -60,7 +60,7 @@ def abstract_train_state(
 def create_train_state(
     config: ConfigDict,
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:

@@ -21,6 +21,7 @@ CHOICES = {
     "interpolation.kind": ("cutmix", "mixup"),
     "model.name": tuple(BLOCKS),
     "model.head": HEADS,
+    "model.towers": ("one", "lab"),
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "model.stem": ("small", "imagenet"),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
 from eir_jax.data.augment_device import put_images
-from eir_jax.data.dataset import Dataset, Split, labelled, labelled_rows
+from eir_jax.data.dataset import Dataset, Split, is_grey, labelled, labelled_rows
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.data.views import Slot
@@ -25,7 +25,7 @@ from eir_jax.evaluation.tasks import (
     refused_tasks,
 )
 from eir_jax.models.encoder import make_encoder
-from eir_jax.objectives.systems import needs_labels
+from eir_jax.objectives.systems import needs_colour, needs_labels
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
@@ -42,6 +42,7 @@ from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
+GREY_AT = 100  # images looked at
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
@@ -148,8 +149,14 @@ def _trained_on(
     """Return what is trained on, and its labels where the objective asks for them.
 
     Raises:
-      UserError: it asks for labels, and there are none or more than it has classes.
+      UserError: it asks for labels, and there are none or more than it has classes; or
+        for colours, and there are none.
     """
+    if needs_colour(config) and is_grey(dataset.train.images[:GREY_AT]):
+        raise UserError(
+            f"the first {GREY_AT} train images of {dataset.name} are grey: objective="
+            f"{config.objective} tells colours from lightness; use another, like iraug"
+        )
     if not needs_labels(config):
         return dataset.train, None
     labels, classes = dataset.train.labels, config.model.num_classes

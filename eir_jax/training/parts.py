@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.augment_device import make_batch_views
 from eir_jax.data.order import steps_per_epoch
-from eir_jax.models.encoder import Encoder, make_encoder
+from eir_jax.models.encoder import Encoder, TwoTowers, make_encoder
 from eir_jax.objectives.objective import Objective, passes_of
 from eir_jax.objectives.systems import make_objective
 from eir_jax.run.optimizer import make_optimizer, make_schedule
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     config: ConfigDict
     mesh: Mesh
     objective: Objective
-    encoder: Encoder
+    encoder: Encoder | TwoTowers
     tx: optax.GradientTransformation
     schedule: optax.Schedule
 

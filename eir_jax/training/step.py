@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from eir_jax.data.order import SHUFFLE
 from eir_jax.evaluation import health
-from eir_jax.models.encoder import Encoder, with_passes
+from eir_jax.models.encoder import Encoder, TwoTowers, with_passes
 from eir_jax.objectives.objective import Objective
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
@@ -22,7 +22,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def make_train_step(
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
@@ -48,6 +48,7 @@ def make_train_step(
         chance = jax.random.fold_in(jax.random.key(seed), SHUFFLE)
         chance = jax.random.fold_in(jax.random.fold_in(chance, step), place)
         shuffled = jax.random.permutation(chance, len(images))
+        assert isinstance(encoder, Encoder)  # `problems`: two towers are CMC's alone
         # In training mode; the key encoder's running statistics are used nowhere.
         output, _ = with_passes(encoder, ((0,),)).apply(
             {"params": params, "batch_stats": batch_stats},

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import SmallRun, small_config
+from test_main import save_arrays
 from test_step import assert_close
 
 from configs import digits
@@ -27,6 +28,7 @@ SETTINGS = {
     "ir_nce": {"nce.negatives": 20},
     "and": {"num_rounds": 2},
     "clusters": {"clusters.count": 5},
+    "cmc": {"model.towers": "lab"},
 }
 OTHERS = [name for name in SYSTEMS if name not in EIR]
 
@@ -113,7 +115,12 @@ def tiny(name, **changes):
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", OTHERS)
 def test_trains_and_evaluates(name, tmp_path):
-    assert train_and_evaluate(tiny(name), tmp_path / "w") == 0
+    changes = {}
+    if name == "cmc":  # the digits are grey
+        path = str(save_arrays(tmp_path / "a.npz"))
+        changes = {"data.source": "arrays", "data.path": path, "batch_size": 64}
+    config = tiny(name, **changes, **{"knn.k": (5, 20)})
+    assert train_and_evaluate(config, tmp_path / "w") == 0
     found = evaluate(tmp_path / "w", tasks=("knn",))
     assert 0 < found["knn"]["20"] <= 1
 
@@ -148,6 +155,9 @@ def test_resumes_across_a_refresh_to_the_bit(tmp_path):
         ("supervised", {"model.num_classes": 9}, "less than the classes.*use 10"),
         ("isif", {"inter.negatives": "bank"}, "no bank; use inter.negatives=batch"),
         ("isif", {"model.num_classes": 9}, "objective=supervised alone"),
+        ("cmc", {}, "the first 100 train images of digits are grey"),
+        ("cmc", {"model.towers": "one"}, "model.towers=one.*use model.towers=lab"),
+        ("iraug", {"model.towers": "lab"}, "model.towers=lab.*use model.towers=one"),
         ("isif", {"optimizer.warmup_epochs": 1}, "leaves none of num_epochs=1"),
     ],
 )
