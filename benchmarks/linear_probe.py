@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from eir_jax.data.held_out import split_held_out
 from eir_jax.evaluation.classifiers import ProbeSettings, accuracy, fit
-from eir_jax.evaluation.linear_probe import split_held_out
 from eir_jax.system import sharding
 
 

@@ -137,9 +137,10 @@ def get_config() -> ConfigDict:
     c.data.path = ""  # the .npz file, the folder, or the TFDS data_dir ('': its own)
     c.data.image_size = 32  # pixels, height and width that the encoder sees
     # Pixels: an image is first brought to a square of this side, of which test views
-    # are the centre; 0: image_size. How: 'crop' (the shorter side is resized, then the
-    # centre is taken; training views are cut from the whole image where it is kept
-    # encoded) or 'squash' (both sides are resized).
+    # are the centre; 0: image_size. In the files for 224 px it is 8/7 of image_size and
+    # follows that, until it is given itself. How: 'crop' (the shorter side is resized,
+    # then the centre is taken; training views are cut from the whole image where it is
+    # kept encoded) or 'squash' (both sides are resized).
     c.data.resize = 0
     c.data.fit = "crop"
     # What stays in memory: the 'pixels' of the square, or the 'encoded' file (or where
@@ -153,6 +154,11 @@ def get_config() -> ConfigDict:
     c.data.train_classes = (0, 0)
     c.data.test_classes = (0, 0)
     c.data.class_list = ""  # a file with the names of the classes kept, one a line
+    # Where there is no test split: the share of each class of train that becomes it, in
+    # [0, 1), chosen by a seed of its own, so that all runs are judged by the same; 0:
+    # none, all images train, and kNN and retrieval are measured within train.
+    c.data.held_out = 0.0
+    c.data.held_out_seed = 0
     c.data.expected = (0, 0)  # train and test images; a difference is said; 0: any
     # Where views are made: 'tf.data' on the host, or 'device' inside the step, the
     # images as uint8 in the accelerator's memory ('replicated' or 'sharded').
@@ -179,6 +185,9 @@ def get_config() -> ConfigDict:
     c.knn.temperature = 0.1  # a neighbour's weight is exp(cosine / temperature)
     c.retrieval = ConfigDict()
     c.retrieval.k = (1, 2, 4, 8)  # R@K
+    # Rows times classes up to which NMI is measured: its k-means takes about a minute
+    # for so many on a core; 0: never.
+    c.retrieval.nmi_limit = 20_000_000
     c.linear = ConfigDict()  # linear probe on the frozen feature before the head
     c.linear.pooled_map = False  # the last map pooled 2x2 (4,608-d at 224 px) instead
     c.linear.augment = False  # 'sgd' sees fresh training views, as the predecessors'
@@ -195,6 +204,8 @@ def get_config() -> ConfigDict:
 
     # Records.
     c.log_every_steps = 50
+    # Of what is printed where that is no terminal, a log say; > 0.
+    c.progress_every_seconds = 60.0
     c.eval_every_epochs = 10  # kNN (R@K of unseen classes) while training; 0: never
     c.checkpoint_every_epochs = 10
     # Newest ones kept, beside the best and, of several rounds, each one's end; >= 1

@@ -20,7 +20,7 @@ def get_config():
     c.data.test_classes = (100, 200)
     c.data.expected = (5_864, 5_924)
     c.data.image_size = 224
-    c.data.resize = 256
+    c.data.resize = c.data.get_oneway_ref("image_size") * 8 // 7  # 256
     c.data.fit = "squash"
     c.data.mean = (0.485, 0.456, 0.406)
     c.data.std = (0.229, 0.224, 0.225)

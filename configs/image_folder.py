@@ -3,10 +3,10 @@
     python -m eir_jax.main --config=configs/image_folder.py \
         --config.data.path=PICTURES --workdir=runs/pictures
 
-PICTURES holds train/CLASS/* and test/CLASS/*, CLASS/*, or pictures without classes;
-jpg, png, webp, bmp and gif of any size. With classes in both of train and test kNN is
-measured while training; without, use eir_jax.embed and eir_jax.search. For fewer than
-200 training pictures also give --config.knn.k. Not in the paper.
+PICTURES holds train/CLASS/* and test/CLASS/*, CLASS/*, or pictures without classes, of
+any format that Pillow opens and any size (docs/data.md). With classes kNN is measured
+while training, within train where there is no test split (--config.data.held_out=0.1
+makes one); without, use eir_jax.embed and eir_jax.search. Not in the paper.
 """
 
 from configs import base
@@ -17,7 +17,7 @@ def get_config():
     c.data.source = "folder"
     c.data.name = "pictures"
     c.data.image_size = 224
-    c.data.resize = 256
+    c.data.resize = c.data.get_oneway_ref("image_size") * 8 // 7  # 256
     c.data.fit = "crop"
     c.data.keep = "encoded"
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet's

@@ -19,7 +19,7 @@ def get_config():
     c.data.class_list = "imagenet100"
     c.data.expected = (126_689, 5_000)
     c.data.image_size = 224
-    c.data.resize = 256
+    c.data.resize = c.data.get_oneway_ref("image_size") * 8 // 7  # 256
     c.data.keep = "encoded"
     c.data.mean = (0.485, 0.456, 0.406)
     c.data.std = (0.229, 0.224, 0.225)

@@ -15,9 +15,9 @@ their labels. Of the arrays that configs/cifar10.py takes:
 
     np.savez("FILE.npz", train_images=shrink(train_images[chosen]), ...)
 
-The runs of RESULTS.md drew theirs from a copy in another order: `data.inspect` says
-406ae2098054 of all images and labels there. Not in the paper: what decides the order of
-Table 1 is looked into here (RESULTS.md).
+The runs of ledger/pilot.jsonl drew theirs from a copy in another order: `data.inspect`
+says 406ae2098054 of all images and labels there. Not in the paper: the order of Table 1
+is looked into here. RESULTS.md's tables are written from the ledger (docs/sweeps.md).
 """
 
 from configs import base

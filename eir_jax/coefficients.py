@@ -1,15 +1,13 @@
 """Curves of a number over a coefficient: `python -m eir_jax.coefficients DIR...`."""
 
-from pathlib import Path
-
-from eir_jax.experiments.coefficients import check_comparable, finished, row_of
-from eir_jax.experiments.runs import check_rules
-from eir_jax.system import cli
+from eir_jax.system import cli, files
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Draw a number of evaluated runs against one of their settings, as the paper's Fig. 3 and
 4: a mean over seeds with its standard deviation, one line for each group. The runs are
-finished, and differ in the two settings and the seed alone. E.g.
+finished, and differ in the two settings and the seed alone. Each is a workdir, or a
+FILE.jsonl/NAME of a ledger. E.g.
 
   python -m eir_jax.coefficients --x=lambda_intra --y=knn.200 --out=fig4.png runs/l*
   python -m eir_jax.coefficients --x=interpolation.alpha --group=interpolation.kind \\
@@ -20,19 +18,26 @@ finished, and differ in the two settings and the seed alone. E.g.
 def main(argv: list[str]) -> int:
     """Parse the command line and draw; return the exit status."""
     parser = cli.Parser(prog="eir_jax.coefficients", description=DESCRIPTION)
-    parser.add_argument("workdirs", nargs="+", type=Path, help="evaluated runs")
+    parser.add_argument(
+        "runs", nargs="+", type=cli.path, metavar="RUN", help="an evaluated run"
+    )
     parser.add_argument("--x", required=True, help="a setting, e.g. lambda_intra")
     parser.add_argument(
         "--y", default="knn.200", help="a number, e.g. retrieval.R@1 (default: knn.200)"
     )
     parser.add_argument("--group", help="a setting: a line for each of its values")
     parser.add_argument(
-        "--baseline", type=Path, help="an evaluated run, drawn as a dashed line"
+        "--baseline", type=cli.path, help="an evaluated run, drawn as a dashed line"
     )
-    parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
+    parser.add_argument("--out", required=True, type=cli.path, help="the PNG to write")
     args = parser.parse_args(argv)
+    files.check_suffix(args.out, (".png",), "a PNG picture")
+    files.check_writable(args.out)
+    from eir_jax.experiments.coefficients import check_comparable, finished, row_of
+    from eir_jax.experiments.runs import check_rules
+
     settings = [key for key in (args.x, args.group) if key]
-    runs = [finished(workdir) for workdir in args.workdirs]
+    runs = [finished(run) for run in args.runs]
     check_comparable(runs, settings)
     rows = [row_of(run, settings, args.y) for run in runs]
     baseline = None
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> int:
         xlabel=args.x,
         ylabel=args.y,
     )
-    print(f"{len(rows)} runs: {args.out}")
+    print(f"{counted(len(rows), 'run')}: {args.out}")
     return 0
 
 

@@ -1,24 +1,10 @@
 """Embed pictures by a trained encoder: `python -m eir_jax.embed --workdir=DIR`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import sys
 
-from eir_jax.collection.embed import (
-    embed_file,
-    embed_pictures,
-    embed_split,
-    existing_pictures,
-)
-from eir_jax.collection.embeddings import written_whole
-from eir_jax.data.pictures import (
-    SUFFIXES,
-)
-from eir_jax.system import cli, compilation_cache, processes
+from eir_jax.system import cli, compilation_cache, files, processes
 from eir_jax.system.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
+from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
@@ -35,9 +21,14 @@ time.
 
 def main(argv: list[str]) -> int:
     """Parse the command line, embed and write; return the exit status."""
+    from eir_jax.data.picture_files import SUFFIXES
+
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder of a run of eir_jax.main"
+        "--workdir",
+        required=True,
+        type=cli.path,
+        help="folder of a run of eir_jax.main",
     )
     parser.add_argument(
         "--step",
@@ -46,7 +37,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=cli.path,
         help=f"a folder, searched to the bottom for {' '.join(SUFFIXES)}; or an .npz "
         "with 'images' (or 'train_images', 'test_images') uint8 [n, size, size, 3]",
     )
@@ -55,9 +46,11 @@ def main(argv: list[str]) -> int:
         choices=("train", "test"),
         help="of the run's own data; of the .npz where --images is one",
     )
-    parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
+    parser.add_argument("--out", required=True, type=cli.path, help="the .npz to write")
     parser.add_argument(
-        "--data_path", help="where the run's own data lies now, for --split"
+        "--data_path",
+        type=cli.path,
+        help="where the run's own data lies now, for --split",
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -66,30 +59,43 @@ def main(argv: list[str]) -> int:
     if args.data_path is not None and args.images is not None:
         parser.error("--data_path goes with --split, not with --images")
     if args.images is not None and not args.images.exists():
-        raise UserError(f"there is no folder or file {args.images} (--images)")
+        raise UserError(
+            f"there is no folder or file {files.in_words(args.images)} (--images)"
+        )
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
+    files.check_suffix(args.out, (".npz",), "NumPy arrays")
     processes.start(args)
     compilation_cache.keep_compiled()
+    from eir_jax.collection.embeddings import written_whole
+
     with written_whole(args.out) as write:  # refuses before the work, not after
+        from eir_jax.collection import embed
         from eir_jax.evaluation.restore import restore_run
 
+        data_path = args.data_path and str(args.data_path)
         paths = None
         if args.images is not None and args.images.is_dir():
-            paths = existing_pictures(args.images)
+            paths = embed.existing_pictures(args.images)
         run = restore_run(args.workdir, args.step, overrides)
         if paths is not None:
-            found = embed_pictures(run, args.workdir, args.images, paths)
+            found = embed.embed_pictures(run, args.workdir, args.images, paths)
+            if any("/" in path for path in paths):
+                print(
+                    "no `label` is written: what a folder's name means is not known "
+                    "here; it stands in `path`",
+                    file=sys.stderr,
+                )
         elif args.images is not None:
-            found = embed_file(run, args.workdir, args.images, args.split)
+            found = embed.embed_file(run, args.workdir, args.images, args.split)
         else:
-            found = embed_split(run, args.workdir, args.split, args.data_path)
+            found = embed.embed_split(run, args.workdir, args.split, data_path)
         write(found)
     rows, dim = found.embedding.shape
     skipped = found.meta.get("skipped", 0)
     print(
-        f"{args.out}: {rows:,} embeddings of {dim} dimensions, by step "
+        f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by step "
         f"{found.meta['step']}" + (f"; {skipped:,} broken skipped" if skipped else "")
     )
     return 0

@@ -1,8 +1,5 @@
 """Evaluate a run from its checkpoint: `python -m eir_jax.evaluate --workdir=DIR`."""
 
-from pathlib import Path
-
-from eir_jax.experiments.evaluate import TASKS, evaluate, print_table
 from eir_jax.system import cli, compilation_cache, processes
 from eir_jax.system.errors import UserError
 
@@ -17,9 +14,19 @@ How it is done can be set here too: --config.knn.k=1,10 --config.linear.solver=l
 
 def main(argv: list[str]) -> int:
     """Parse the command line and evaluate; return the exit status."""
+    from eir_jax.experiments.evaluate import (
+        TASKS,
+        evaluate,
+        print_remarks,
+        print_task,
+    )
+
     parser = cli.Parser(prog="eir_jax.evaluate", description=DESCRIPTION)
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder of a run of eir_jax.main"
+        "--workdir",
+        required=True,
+        type=cli.path,
+        help="folder of a run of eir_jax.main",
     )
     parser.add_argument(
         "--step",
@@ -33,10 +40,19 @@ def main(argv: list[str]) -> int:
         help=f"any of {','.join(TASKS)} (default: all that the data allows)",
     )
     parser.add_argument(
-        "--compare", type=Path, help="workdir of another run, to set beside this one"
+        "--compare",
+        type=cli.path,
+        help="workdir of another run, to set beside this one",
     )
     parser.add_argument(
-        "--data_path", help="where the data lies now, if not where training read it"
+        "--data_path",
+        type=cli.path,
+        help="where the data lies now, if not where training read it",
+    )
+    parser.add_argument(
+        "--out",
+        type=cli.path,
+        help="folder to write to instead of --workdir, of a run that is only readable",
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -47,10 +63,17 @@ def main(argv: list[str]) -> int:
         if task not in TASKS:
             raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
     record = evaluate(
-        args.workdir, args.step, tasks, args.data_path, args.compare, overrides
+        args.workdir,
+        args.step,
+        tasks,
+        args.data_path and str(args.data_path),
+        args.compare,
+        overrides,
+        print_task,
+        args.out,
     )
-    print_table(record)
-    print(f"report: {args.workdir / 'report.html'}")
+    print_remarks(record)
+    print(f"report: {(args.out or args.workdir) / 'report.html'}")
     return 0
 
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eir_jax.system import cli, compilation_cache
+from eir_jax.system import cli, compilation_cache, files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,17 +27,25 @@ training views and their mix. Settings can be given as --config.KEY=VALUE.
 def main(argv: list[str]) -> None:
     """Parse the command line, print what the data set holds and draw its views."""
     parser = cli.Parser(prog="eir_jax.inspect", description=DESCRIPTION)
-    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
     parser.add_argument(
-        "--out", default=Path(), type=Path, help="folder for views.png (default: here)"
+        "--config", required=True, type=cli.path, help="a file such as configs/*.py"
+    )
+    parser.add_argument(
+        "--out",
+        default=Path(),
+        type=cli.path,
+        help="folder for views.png (default: here)",
     )
     args, overrides = parser.parse_known_args(argv)
     from eir_jax.data import sources
-    from eir_jax.run.validate import validate
+    from eir_jax.run.validate import check_data_there, validate
     from eir_jax.system.config import load_config
 
     config = load_config(args.config, overrides)
     validate(config)
+    check_data_there(config.data)
+    files.check_folder(args.out)
+    files.check_writable(args.out / "views.png")
     compilation_cache.keep_compiled()
     dataset = sources.load(config.data)
     for line in describe(dataset, config):
@@ -49,6 +57,8 @@ def main(argv: list[str]) -> None:
 def describe(dataset: "Dataset", config: "ConfigDict") -> Iterator[str]:
     """Yield the lines that tell what a data set holds."""
     import numpy as np
+
+    from eir_jax.evaluation.allowed import remarks
 
     where = f", from {config.data.path}" if config.data.path else ""
     yield f"source   {dataset.source}, {dataset.name}{where}"
@@ -67,7 +77,7 @@ def describe(dataset: "Dataset", config: "ConfigDict") -> Iterator[str]:
             yield f"classes  {unseen:,} of the {len(test):,} test classes not in train"
     yield f"hashes   training images {dataset.train_hash[:12]}"
     yield f"         all images and labels {dataset.content_hash[:12]}"
-    for note in dataset.notes:
+    for note in (*dataset.notes, *remarks(dataset, config)):
         yield f"note     {note}"
 
 
@@ -160,8 +170,12 @@ def draw_views(dataset: "Dataset", config: "ConfigDict", path: Path) -> None:
             axes.spines[:].set_visible(False)
             if row == 0:
                 axes.set_title(title, fontsize=11, weight="bold")
+    files = [f for f in dataset.files if f.split == "train" and not f.broken]
+    names = [file.path.rsplit("/", 1)[-1] for file in files]
+    if len(names) != len(images):  # another source than a folder
+        names = []
     for row, index in enumerate(batch["index"]):
-        lines = [f"image {index}"]
+        lines = [_shortened(names[index]) if names else f"image {index}"]
         if dataset.train.labels is not None:
             label = int(dataset.train.labels[index])
             lines.append(_shortened(_class_name(label, dataset.class_names)))
@@ -170,8 +184,9 @@ def draw_views(dataset: "Dataset", config: "ConfigDict", path: Path) -> None:
         )
         if "mixed" in batch:
             partner = batch["index"][batch["partner"][row]]
-            words = f"{batch['ratio'][row]:.0%} its own, the rest {partner}"
-            grid[row, -1].set_xlabel(words, fontsize=9)
+            other = _shortened(names[partner]) if names else partner
+            words = f"{batch['ratio'][row]:.0%} its own, the rest {other}"
+            grid[row, -1].set_xlabel(words, fontsize=9, parse_math=False)
     write_png(figure, path)
 
 
@@ -214,7 +229,8 @@ def _seen(view: "np.ndarray", config: "ConfigDict") -> "np.ndarray":
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+    name = name.encode(errors="replace").decode()
+    return name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}"
 
 
 if __name__ == "__main__":

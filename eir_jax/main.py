@@ -1,7 +1,6 @@
 """Train an encoder: `python -m eir_jax.main --config=FILE --workdir=DIR`."""
 
 import time
-from pathlib import Path
 
 from eir_jax.system import cli, compilation_cache, processes
 
@@ -20,9 +19,11 @@ def main(argv: list[str]) -> int:
     """Parse the command line and train; return the exit status."""
     began = time.monotonic()
     parser = cli.Parser(prog="eir_jax.main", description=DESCRIPTION)
-    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder for all the run writes"
+        "--config", required=True, type=cli.path, help="a file such as configs/*.py"
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=cli.path, help="folder for all the run writes"
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
@@ -31,9 +32,14 @@ def main(argv: list[str]) -> int:
     from eir_jax.system.config import load_config
 
     config = load_config(args.config, overrides)
+    from eir_jax.run.optimizer import schedule_note
+    from eir_jax.run.validate import validate
     from eir_jax.system.startup import Startup
     from eir_jax.training.loop import train_and_evaluate
 
+    validate(config)
+    if note := schedule_note(config, planned=load_config(args.config).num_epochs):
+        print(note)
     return train_and_evaluate(config, args.workdir, Startup(began))
 
 

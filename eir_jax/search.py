@@ -3,12 +3,8 @@
 import dataclasses
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
-from eir_jax.collection.duplicates import MOST_PAIRS, print_duplicates
-from eir_jax.collection.embeddings import read_embeddings
-from eir_jax.collection.search import draw, embed_query, print_neighbours, search
-from eir_jax.system import cli, compilation_cache
+from eir_jax.system import cli, compilation_cache, files
 
 DESCRIPTION = """\
 Search what eir_jax.embed wrote. Each neighbour is a line `query, rank, neighbour,
@@ -22,13 +18,17 @@ cosine`; between them are tabs, and all else goes to stderr.
 
 def main(argv: list[str]) -> int:
     """Parse the command line, search and print; return the exit status."""
+    from eir_jax.collection.duplicates import MOST_PAIRS, print_duplicates
+
     parser = cli.Parser(prog="eir_jax.search", description=DESCRIPTION)
     parser.add_argument(
-        "--embeddings", required=True, type=Path, help="the .npz to search"
+        "--embeddings", required=True, type=cli.path, help="the .npz to search"
     )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument(
-        "--query", type=Path, help="a picture, a folder of pictures, or another .npz"
+        "--query",
+        type=cli.path,
+        help="a picture, a folder of pictures, or another .npz",
     )
     task.add_argument(
         "--duplicates",
@@ -42,17 +42,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--k", type=int, default=8, help="neighbours (default 8)")
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=cli.path,
         help="run that embeds the query pictures (default: as noted in the .npz)",
     )
     parser.add_argument("--step", help="its checkpoint (default: as noted in the .npz)")
-    parser.add_argument("--figure", type=Path, help="a PNG of queries and neighbours")
     parser.add_argument(
-        "--images", type=Path, help="where the embedded pictures lie now, for --figure"
+        "--figure", type=cli.path, help="a PNG of queries and neighbours"
+    )
+    parser.add_argument(
+        "--images",
+        type=cli.path,
+        help="where the embedded pictures lie now, for --figure",
     )
     args = parser.parse_args(argv)
     if args.query is None and (args.figure or args.images or args.workdir):
         parser.error("--figure, --images and --workdir go with --query")
+
+    if args.figure is not None:
+        files.check_suffix(args.figure, (".png",), "a PNG picture")
+        files.check_writable(args.figure)
+    from eir_jax.collection.embeddings import read_embeddings
+    from eir_jax.collection.search import draw, embed_query, print_neighbours, search
 
     compilation_cache.keep_compiled()
     # File names of other encodings go out as the bytes that they are.

@@ -2,27 +2,15 @@
 
 import re
 import shlex
-import signal
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eir_jax.experiments.grid import load_grid
-from eir_jax.experiments.launch import command_of, run_all, stop_requests
-from eir_jax.experiments.runs import (
-    check_rules,
-)
-from eir_jax.experiments.sweep import (
-    TASKS,
-    Planned,
-    is_evaluated,
-    plan,
-    progress_of,
-    read_planned,
-    seeds_in,
-)
-from eir_jax.experiments.sweep_table import Finished, draw_figures, write_table
-from eir_jax.system import cli
+from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    from eir_jax.experiments.sweep import Planned
+    from eir_jax.experiments.sweep_table import Finished
 
 DESCRIPTION = """\
 Train and evaluate each setting of a grid with each seed, one after another, in
@@ -41,16 +29,42 @@ that the grid does not set can be given for all runs as --config.KEY=VALUE.
 def main(argv: list[str]) -> int:
     """Parse the command line and run the sweep; return the exit status.
 
-    0 where all went well or SIGTERM or SIGHUP stopped it, 1 where a run failed, 130 by
-    SIGINT.
+    0 where all went well, 1 where a run failed; stopped before the end: 75 by SIGTERM
+    (EX_TEMPFAIL: to be started again), 130 by SIGINT, 129 by SIGHUP.
     """
+    from eir_jax.experiments.grid import load_grid
+    from eir_jax.experiments.launch import (
+        EXIT_CODES,
+        command_of,
+        run_all,
+        stop_requests,
+    )
+    from eir_jax.experiments.runs import check_rules
+    from eir_jax.experiments.sweep import (
+        TASKS,
+        is_evaluated,
+        plan,
+        progress_of,
+        read_planned,
+        seeds_in,
+    )
+    from eir_jax.experiments.sweep_table import draw_figures, write_table
+    from eir_jax.run.validate import check_data_there
+
     parser = cli.Parser(prog="eir_jax.sweep", description=DESCRIPTION)
-    parser.add_argument("--config", required=True, help="a file such as configs/*.py")
     parser.add_argument(
-        "--grid", required=True, help="a file, or one of configs/grids by its name"
+        "--config", required=True, type=cli.path, help="a file such as configs/*.py"
+    )
+    parser.add_argument(
+        "--grid",
+        required=True,
+        type=cli.path,
+        help="a file, or one of configs/grids by its name",
     )
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 (default: 0)")
-    parser.add_argument("--workdir", required=True, type=Path, help="of all the runs")
+    parser.add_argument(
+        "--workdir", required=True, type=cli.path, help="of all the runs"
+    )
     parser.add_argument("--shard", default="1/1", help="the I-th of N parts: I/N")
     parser.add_argument(
         "--tasks",
@@ -63,8 +77,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--table", action="store_true", help="write the table alone")
     args, overrides = parser.parse_known_args(argv)
-    grid = load_grid(args.grid)
-    tasks = _tasks(args.tasks)
+    grid = load_grid(str(args.grid))
+    tasks = _tasks(args.tasks, TASKS)
     seeds = _seeds(args.seeds)
     runs = plan(args, grid, overrides, seeds)
     shard = _shard(args.shard, runs)
@@ -72,13 +86,16 @@ def main(argv: list[str]) -> int:
         for run in shard:
             print(f"{progress_of(run, tasks):9} {shlex.join(command_of('main', run))}")
         return 0
+    files.check_folder(args.workdir)
     failed: dict[str, str] = {}
     if not args.table:
+        for run in shard:
+            check_data_there(run.config.data)
         with stop_requests() as requests:
             failed = run_all(shard, tasks, requests)
         if requests:
             print("stopped; the same command goes on")
-            return 130 if requests[0] == signal.SIGINT else 0
+            return EXIT_CODES[requests[0]]
     if failed:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
@@ -112,15 +129,15 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _tasks(text: str) -> tuple[str, ...]:
+def _tasks(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     tasks = tuple(task for task in text.split(",") if task)
     for task in tasks:
-        if task not in TASKS:
-            raise UserError(f"there is no task '{task}'; choose of {','.join(TASKS)}")
+        if task not in known:
+            raise UserError(f"there is no task '{task}'; choose of {','.join(known)}")
     return tasks
 
 
-def _shard(text: str, runs: list[Planned]) -> list[Planned]:
+def _shard(text: str, runs: "list[Planned]") -> "list[Planned]":
     """Return a part: as many runs as another, or one more.
 
     The settings change parts from seed to seed, as times differ: where the parts would

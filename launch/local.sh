@@ -68,7 +68,7 @@ while living=$(living) && [[ $living ]]; do
     code=$? who=$i
     unset "pids[i]"
     ((code)) && status=$code
-    ((code == 0 || code == 130)) && continue # done, or stopped by Ctrl-C
+    ((code == 0 || code == 75 || code == 130)) && continue # done, or stopped by a signal
     # What a process knows of its end it tells the others itself, within seconds.
     for ((n = 0; n < 150; n++)); do [[ $(living) ]] && sleep 0.1; done
     [[ $(living) ]] || break 2

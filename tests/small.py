@@ -12,6 +12,18 @@ from eir_jax.system import sharding
 from eir_jax.training.parts import Parts
 from eir_jax.training.step import compile_train_step
 
+TINY = """
+from configs import base
+def get_config():
+    c = base.get_config()
+    c.model.name, c.model.width, c.model.embedding_dim = "resnet10", 2, 8
+    c.data.name, c.data.image_size, c.data.pipeline = "tiny", 8, "device"
+    c.batch_size, c.evaluation_batch_size, c.log_every_steps = 4, 32, 3
+    c.eval_every_epochs, c.num_epochs = 1, 0
+    c.linear.num_epochs, c.linear.learning_rates = 1, (0.1,)
+    c.linear.weight_decays = (0.001,)
+    return c
+"""
 NUM_EXAMPLES = 70
 STEPS_PER_EPOCH = 2
 

@@ -9,10 +9,10 @@ from jaxtyping import Float, Float32, Int
 
 from eir_jax.collection.embeddings import Embeddings, names_of, one_field
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 MOST_PAIRS = 1000
-
-
+MOST_IN_ALL = 20_000_000  # pairs without a limit: some 500 MB
 ROUNDING = 1e-6  # of the cosine of two equal rows in float32
 
 
@@ -33,7 +33,8 @@ def near_duplicates(
         many there are in all, beyond the limit too.
 
     Raises:
-        UserError: the threshold is no cosine, or rows are zero or not finite.
+        UserError: the threshold is no cosine, rows are zero or not finite, or there is
+            no limit and more pairs than memory should hold.
     """
     from eir_jax.evaluation.knn import unit_rows
 
@@ -54,6 +55,11 @@ def near_duplicates(
             if not hits:
                 continue
             count += int(hits)
+            if limit is None and count > MOST_IN_ALL:
+                raise UserError(
+                    f"more than {MOST_IN_ALL:,} pairs have a cosine >= {threshold:g}; "
+                    "give a larger one, or leave out --all"
+                )
             i, j = np.nonzero(cosine >= floor)
             parts.append((np.stack([start + i, first + j], axis=1), cosine[i, j]))
             if limit is not None:
@@ -62,7 +68,9 @@ def near_duplicates(
                 if len(pairs) == limit:  # from here on only what is more similar
                     floor = np.nextafter(cosines[-1], np.float32(2))
         if progress:
-            progress(min(start + row_block, len(rows)), len(rows))
+            left = max(len(rows) - start - row_block, 0)
+            pairs_of = [n * (n - 1) // 2 for n in (len(rows), left)]
+            progress(pairs_of[0] - pairs_of[1], pairs_of[0])
     pairs, cosines = _most_similar(pairs, cosines, parts, limit)
     return pairs, cosines, count
 
@@ -73,7 +81,10 @@ def print_duplicates(
     """Print the pairs of near-duplicates, and on stderr how many there are."""
     from eir_jax.system.progress import ProgressLine
 
-    with redirect_stdout(sys.stderr), closing(ProgressLine("comparing", 1)) as bar:
+    with (
+        redirect_stdout(sys.stderr),
+        closing(ProgressLine("comparing pairs", 1)) as bar,
+    ):
         pairs, cosines, count = near_duplicates(
             gallery.embedding, threshold, limit, bar.update
         )
@@ -81,10 +92,8 @@ def print_duplicates(
     for (one, other), cosine in zip(pairs, cosines, strict=True):
         print(one_field(names[one]), one_field(names[other]), f"{cosine:.4f}", sep="\t")
     some = f"; the {len(pairs):,} most similar are listed, --all lists the rest"
-    print(
-        f"{count:,} pairs of cosine >= {threshold:g}{some * (len(pairs) < count)}",
-        file=sys.stderr,
-    )
+    words = f"{counted(count, 'pair')} of cosine >= {threshold:g}"
+    print(words + some * (len(pairs) < count), file=sys.stderr)
 
 
 def _most_similar(pairs, cosines, parts, limit):

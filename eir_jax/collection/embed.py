@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eir_jax.collection.embeddings import Embeddings, read_images
+from eir_jax.data.picture_files import SUFFIXES, list_files, others_in_words
 from eir_jax.data.pictures import (
-    SUFFIXES,
     BrokenPicture,
-    list_pictures,
     preparation,
     read_picture,
 )
@@ -30,12 +29,14 @@ MOST_NAMED = 20  # broken pictures; the others are counted
 
 
 def existing_pictures(folder: Path) -> list[str]:
-    """Return the pictures of a folder, as `list_pictures`.
+    """Return the pictures of a folder, as `list_files`; say what is not read.
 
     Raises:
       UserError: there are none.
     """
-    paths = list_pictures(folder)
+    paths, others = list_files(folder)
+    for line in others_in_words(others):
+        print(line, file=sys.stderr)
     if not paths:
         raise UserError(f"{folder} holds no pictures ({' '.join(SUFFIXES)})")
     return paths
@@ -158,8 +159,6 @@ def _embed_arrays(run, images, labels, meta) -> Embeddings:
     embed = _embed_by(run, min(run.config.evaluation_batch_size, len(images)))
     with closing(ProgressLine("images", len(images))) as bar:
         embedding, feature = embed(run.state, images, bar.update)
-    if labels is not None:
-        labels = labels.astype(np.int32)
     index = np.arange(len(images), dtype=np.int32)
     return Embeddings(embedding, feature, None, index, labels, meta)
 

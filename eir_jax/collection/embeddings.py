@@ -2,22 +2,19 @@
 
 import dataclasses
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from eir_jax.system.files import check_writable, in_words, replacing, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +120,7 @@ def opened_npz(file: Path) -> Iterator[Any]:
                 raise ValueError("a single array")
             yield arrays
     except FileNotFoundError:
-        raise UserError(f"there is no file {file}") from None
+        raise UserError(f"there is no file {in_words(file)}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{file} cannot be read as an .npz of plain arrays ({error})"
@@ -142,29 +139,17 @@ def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
     if not processes.is_main():
         yield lambda found: None
         return
-    if file.is_dir():
-        raise UserError(f"{file} is a folder; give the name of a file (--out)")
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    check_writable(file)
 
     def write(found: Embeddings) -> None:
-        arrays = vars(found) | {"meta": json.dumps(found.meta)}
+        arrays = vars(found) | {"meta": to_json(found.meta)}
         try:
-            np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
-            stream.close()
-            os.replace(part, file)
+            with replacing(file) as part, part.open("wb") as stream:
+                np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
         except OSError as error:
             raise UserError(f"{file} cannot be written: {error}") from None
 
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = part.open("wb")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error}") from None
-    with stream:
-        try:
-            yield write
-        finally:
-            part.unlink(missing_ok=True)
+    yield write
 
 
 def _check_column(column, key, kind, rows, file) -> None:

@@ -20,6 +20,7 @@ from eir_jax.collection.embeddings import (
 )
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words
 
 FIGURE_QUERIES, FIGURE_COLUMNS, FIGURE_SIZE = 16, 16, 160
 
@@ -34,7 +35,9 @@ def embed_query(
         the .npz is not of the gallery's checkpoint.
     """
     if not query.exists():
-        raise UserError(f"there is no picture, folder or file {query} (--query)")
+        raise UserError(
+            f"there is no picture, folder or file {in_words(query)} (--query)"
+        )
     if query.suffix == ".npz":
         found = read_embeddings(query)
         _check_same_checkpoint(found.meta, gallery.meta, f"the rows of {query}")
@@ -135,8 +138,7 @@ def draw(
     ]
     if len(shown) < len(query.embedding):
         print(f"the figure shows the first {len(shown)} queries", file=sys.stderr)
-    names = [one_field(os.path.basename(name)) for name in names_of(query)]
-    names = [name.encode(errors="replace").decode() for name in names]
+    queries, neighbours = _shown_names(query), _shown_names(gallery)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # signs that the font does not have
@@ -147,11 +149,19 @@ def draw(
                 np.concatenate(labels),
                 path,
                 cosine,
-                row_names=[names[i] for i in shown],
+                row_names=[queries[i] for i in shown],
+                image_names=[neighbours[row] for row in rows]
+                + [queries[i] for i in shown],
                 class_names=gallery.meta.get("class_names"),
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written: {error}") from None
+
+
+def _shown_names(embeddings: Embeddings) -> list[str]:
+    """Return the files' own names, without their folders, as a font can draw them."""
+    names = (one_field(os.path.basename(name)) for name in names_of(embeddings))
+    return [name.encode(errors="replace").decode() for name in names]
 
 
 def _pictures(

@@ -4,6 +4,7 @@ Needs neither TensorFlow nor JAX.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Int
 
 from eir_jax.data.dataset import Split, take
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words
 
 PACKAGED = {"imagenet100": Path(__file__).parent / "imagenet100_classes.txt"}
 COMMENT = re.compile(r"(?:^|\s)#")
@@ -21,24 +23,27 @@ COMMENT = re.compile(r"(?:^|\s)#")
 def read_class_list(name: str) -> tuple[str, ...]:
     """Read names, one a line, from a text file or the packaged list `name`.
 
-    Blank lines and comments, a '#' at the start or after a blank, are left out.
+    In UTF-8, with or without the byte order mark that Windows writes. Blank lines and
+    comments, a '#' at the start or after a blank, are left out. Names are brought to
+    Unicode's form NFC, as those of folders are.
 
     Raises:
       UserError: there is no such file or list, it holds no name, or one twice.
     """
     path = PACKAGED.get(name, Path(name).expanduser())
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise UserError(
-            f"the class list {name} (data.class_list) cannot be read: {why}; give a "
-            f"text file with one class a line, or {' or '.join(PACKAGED)}"
+            f"the class list {in_words(path)} (data.class_list) cannot be read: {why}; "
+            f"give a text file with one class a line, or {' or '.join(PACKAGED)}"
         ) from None
-    names = [text for line in lines if (text := COMMENT.split(line)[0].strip())]
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    names = [name for line in lines if (name := COMMENT.split(line)[0].strip())]
     if not names:
         raise UserError(f"the class list {name} (data.class_list) holds no class")
-    twice = [text for text, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
             f"the class list {name} (data.class_list) names {_some(twice)} twice"

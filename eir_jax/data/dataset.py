@@ -55,6 +55,8 @@ class Dataset:
     """Lines for the user: what was left out, or is not as expected."""
     files: tuple[PictureFile, ...] = ()
     """What a folder held, the broken ones too; empty for other sources."""
+    held_out: str = ""
+    """How the test split was taken from train, in words; empty: it was not."""
 
     @cached_property
     def train_hash(self) -> str:
@@ -69,8 +71,20 @@ class Dataset:
 
     @property
     def description(self) -> dict[str, str]:
-        """Source and name, for the record."""
-        return {"source": self.source, "name": self.name}
+        """Source and name, and what is held out, for the record."""
+        words = {"source": self.source, "name": self.name}
+        return words | ({"held_out": self.held_out} if self.held_out else {})
+
+    def trains_as(self, train_hash: str) -> bool:
+        """Tell whether a run's `train_hash` is that of these training images.
+
+        Runs of before knew picture files that stay encoded by names and sizes.
+        """
+        images = self.train.images
+        if isinstance(images, EncodedImages) and images.digests is not None:
+            before = hashlib.sha256(images.names_hash.encode()).hexdigest()
+            return train_hash in (self.train_hash, before)
+        return train_hash == self.train_hash
 
 
 def existing(dataset: Dataset, split: str) -> Split:
@@ -85,7 +99,8 @@ def existing(dataset: Dataset, split: str) -> Split:
         if dataset.source == "folder":
             way_out = f"put them into {split}/CLASS/ beside the folder of the others"
         raise UserError(
-            f"{dataset.name} has no {split} images, which evaluation needs; {way_out}"
+            f"{dataset.name} has no {split} images; {way_out}, or train with "
+            "--config.data.held_out=0.1"
         )
     return found
 
@@ -109,16 +124,25 @@ def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
     Raises:
       UserError: there is no such split, or it has no labels.
     """
-    labels = existing(dataset, split).labels
-    if labels is None or not (labels >= 0).any():
+    if not is_labelled(existing(dataset, split)):
         way_out = f"add '{split}_labels' to the data"
         if dataset.source == "folder":
             way_out = "put them into one folder a class"
         raise UserError(
-            f"the {split} images of {dataset.name} have no labels, which evaluation "
-            f"needs; {way_out}"
+            f"the {split} images of {dataset.name} have no labels; {way_out}"
         )
+    labels = existing(dataset, split).labels
+    assert labels is not None
     return np.flatnonzero(labels >= 0)
+
+
+def is_labelled(split: Split | None) -> bool:
+    """Return whether a split is there and any of its images is labelled."""
+    return (
+        split is not None
+        and split.labels is not None
+        and bool((split.labels >= 0).any())
+    )
 
 
 def _sha256(*arrays: np.ndarray | EncodedImages | None) -> str:

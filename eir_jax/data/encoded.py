@@ -43,6 +43,8 @@ class EncodedImages:
     fit: str
     """'crop' or 'squash', as in `read_picture`."""
     folder: Path | None = None
+    digests: UInt8[np.ndarray, "n 32"] | None = None
+    """SHA-256 of each file below `folder`; of those in memory there is no need."""
 
     @staticmethod
     def from_bytes(
@@ -121,6 +123,7 @@ class EncodedImages:
             sizes=self.sizes[index],
             plain=self.plain[index],
             file_sizes=self.file_sizes[index],
+            digests=None if self.digests is None else self.digests[index],
         )
 
     def read(self, row: int) -> bytes:
@@ -150,12 +153,25 @@ class EncodedImages:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 of the encoded files in memory; of files, of their paths and sizes.
+        """SHA-256 of the encoded files, of those on disk by their digests."""
+        digest = self._begun_hash()
+        if self.digests is not None:
+            digest.update(np.ascontiguousarray(self.digests).data)
+            return digest.hexdigest()
+        return self._hash_of_contents(digest)
 
-        Reading many gigabytes at every start would cost more than it tells: a file that
-        changes and keeps its name and its size in bytes goes unnoticed.
+    @cached_property
+    def names_hash(self) -> str:
+        """SHA-256 of the files' paths and sizes: what was taken for their content.
+
+        Before there were digests; it tells runs of that time their pictures.
         """
-        digest = hashlib.sha256(f"{self.dtype}{self.shape}{self.fit}".encode())
+        return self._hash_of_contents(self._begun_hash())
+
+    def _begun_hash(self):
+        return hashlib.sha256(f"{self.dtype}{self.shape}{self.fit}".encode())
+
+    def _hash_of_contents(self, digest) -> str:
         for row, size in zip(self.rows, self.file_sizes, strict=True):
             content = self.contents[row]
             if isinstance(content, str):

@@ -4,7 +4,9 @@ Needs neither TensorFlow nor JAX.
 """
 
 import os
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,19 +19,21 @@ from ml_collections import ConfigDict
 from eir_jax.data.class_list import in_range, listed_labels, read_class_list
 from eir_jax.data.dataset import Dataset, PictureFile, Split
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.pictures import (
+from eir_jax.data.picture_files import (
     SUFFIXES,
-    BrokenPicture,
-    Header,
-    is_named_picture,
-    list_pictures,
-    read_header,
-    read_picture,
+    is_left_lying,
+    is_picture,
+    list_files,
+    others_in_words,
 )
+from eir_jax.data.pictures import BrokenPicture, Header, read_header, read_picture
 from eir_jax.system.errors import UserError, one_line
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
+# What folders of splits are called, beside what the settings say; in any case.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 
 
 class Found(NamedTuple):
@@ -38,18 +42,21 @@ class Found(NamedTuple):
     paths: list[str]
     """Relative to the data set's folder, sorted."""
     classes: list[str] | None
-    """Of each picture, where the folders give them."""
+    """Of each picture, where the folders give them; in Unicode's form NFC."""
+    others: Counter[str]
+    """How many files are no pictures, by suffix."""
 
 
 def load_folder(config: ConfigDict) -> Dataset:
     """Load the folder `data.path`: train/CLASS/*, CLASS/*, or pictures without classes.
 
-    A test split lies in test/ or val/, beside train/ (`data.test_split`,
+    A test split lies beside train/ in test/, val/ or the like (`data.test_split`,
     `data.train_split`; 'train+test' is both). With `data.test_classes`, CLASS/* and
     train+test hold the test split too, in other classes. Labels are the places of the
     classes in the sorted names of both splits, or in `data.class_list`. A picture's
-    index is its place in the sorted relative paths, the broken ones left out; hidden
-    files and folders are none.
+    index is its place in the sorted relative paths, the broken ones left out; which
+    files are pictures is said in picture_files.py, and what was taken for what in the
+    notes.
 
     Raises:
       UserError: there is no such folder, or no pictures in it as the settings say.
@@ -59,15 +66,28 @@ def load_folder(config: ConfigDict) -> Dataset:
         raise UserError(
             f"there is no folder '{config.path}' (data.path); give one of pictures"
         )
-    places, notes = _places(root, config)
+    places, unread = _places(root, config)
+    notes, others, listed_once = [], Counter[str](), set()
     found = {}
     for split, place in places.items():
         parts = []
         for name in place.split("+"):
             part, empty = _find(root, name)
-            parts.append(part)
+            if part.paths:
+                parts.append(part)
             notes += [f"{name} holds no pictures" for name in empty]
-        found[split] = _joined(root, parts)
+            if name not in listed_once:
+                others += part.others
+            listed_once.add(name)
+        if parts:
+            found[split] = _joined(root, parts)
+        elif split == "test":
+            notes.append(f"{place}/ holds no pictures: there is no test split")
+        else:
+            words = others_in_words(others) or [f"({' '.join(SUFFIXES)} ...)"]
+            raise UserError(f"{root / place} holds no pictures {words[0]}")
+    notes = [*_layout_words(root, places, found, unread), *notes]
+    notes += others_in_words(others)
     names = sorted({name for f in found.values() for name in f.classes or ()})
     labels_of = np.arange(len(names))
     if config.class_list and names:
@@ -97,34 +117,81 @@ def load_folder(config: ConfigDict) -> Dataset:
 
 
 def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
-    """Return the folder of each split below the root, '' for itself, and notes."""
+    """Return the folder of each split below the root, '' for itself; and the unread.
+
+    Raises:
+      UserError: the folders of the root are of two kinds.
+    """
     train, test = config.train_split, config.test_split
-    inside = set(_folders(root))
+    inside = _folders(root)
     whole = {"train": ""}
     if tuple(config.test_classes) != (0, 0):
         whole["test"] = ""  # the same folder, other classes
-    if "+" in train + test and {*train.split("+"), *test.split("+")} <= inside:
+    if "+" in train + test and {*train.split("+"), *test.split("+")} <= {*inside}:
         return {"train": train, "test": test}, []
-    tests = [name for name in dict.fromkeys((test, "val")) if name in inside]
-    others = sorted(inside - {train, *tests})
-    if train not in inside:
-        if tests:
+    trains = _named(inside, (train, *TRAIN_NAMES * (train in TRAIN_NAMES)))
+    tests = _named(inside, (test, *TEST_NAMES * (test in TEST_NAMES)))
+    others = [name for name in inside if name not in (*trains[:1], *tests)]
+    if not trains:
+        splits = [x for x in tests if x == test or not _holds_loose(root / x)]
+        if splits:
             raise UserError(
-                f"{root} holds {tests[0]}/ but no {train}/ (data.train_split); put the "
-                "training pictures there"
+                f"{root} holds {splits[0]}/ but no {train}/ (data.train_split); put "
+                "the training pictures there"
             )
         return whole, []
     if (
         others
         and not tests
-        and all(map(_holds_loose, (root / train, *(root / x for x in others))))
+        and all(_holds_loose(root / name) for name in (trains[0], *others))
     ):
         return whole, []  # classes, of which one is called train
-    places = {"train": train}
+    places = {"train": trains[0]}
     if tests:
         places["test"] = tests[0]
-    unread = ", ".join(tests[1:] + others)
-    return places, [f"{root}: {unread} is not read"] if unread else []
+    return places, tests[1:] + others
+
+
+def _named(folders: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the folders that are called so, in any case, in the order of the names."""
+    return [
+        folder
+        for name in dict.fromkeys(names)
+        for folder in sorted(folders, key=lambda folder: folder != name)
+        if name and folder.casefold() == name.casefold()
+    ]
+
+
+def _layout_words(
+    root: Path, places: dict[str, str], found: dict[str, Found], unread: Sequence[str]
+) -> Iterator[str]:
+    """Yield what was taken for what, as it may not be what was meant."""
+    splits = []
+    for split, pictures in found.items():
+        place, classes = places[split], sorted(set(pictures.classes or ()))
+        words = f"{len(classes):,} classes ({_some(classes)})"
+        if len(classes) == 1:
+            words = f"1 class ({classes[0]})"
+        where = f"{place}/" if place else "all"
+        splits.append(f"{where} is {split}, {words if classes else 'without classes'}")
+    missing = "" if "test" in found else "; no test split"
+    yield f"read as: {'; '.join(splits)}{missing}"
+    if unread:
+        are = "is" if len(unread) == 1 else "are"
+        yield f"{', '.join(f'{name}/' for name in unread)} {are} not read"
+    for split, pictures in found.items():
+        paths, depth = pictures.paths, 1 + bool(places[split])
+        top = root.joinpath(*paths[0].split("/")[:depth])
+        deeper = all(path.count("/") > depth for path in paths)
+        if deeper and len(set(pictures.classes or ())) == 1:
+            yield (
+                f"all pictures of {split} lie in folders of {top.name}/, which counts "
+                "as one class; if those are the classes, give it as data.path"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _folders(folder: Path) -> list[str]:
@@ -133,7 +200,7 @@ def _folders(folder: Path) -> list[str]:
             return sorted(
                 entry.name
                 for entry in entries
-                if entry.is_dir() and not entry.name.startswith(".")
+                if entry.is_dir() and not is_left_lying(entry.name)
             )
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
@@ -141,32 +208,34 @@ def _folders(folder: Path) -> list[str]:
 
 def _holds_loose(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(is_named_picture(entry.name) for entry in entries)
+        return any(
+            path.is_file() and not is_left_lying(path.name) and is_picture(path)
+            for path in map(Path, entries)
+        )
 
 
 def _find(root: Path, place: str) -> tuple[Found, list[str]]:
     """List the pictures of a split, and the class folders that hold none.
 
     Raises:
-      UserError: there are none, or some lie in folders and some beside them.
+      UserError: some lie in folders and some beside them.
     """
     folder = root / place
-    paths = [path for path in list_pictures(folder, and_folders=True) if _shown(path)]
+    paths, others = list_files(folder)
     loose = [path for path in paths if "/" not in path]
-    if not paths:
-        raise UserError(f"{folder} holds no pictures ({' '.join(SUFFIXES)})")
     prefix = f"{place}/" if place else ""
     if len(loose) == len(paths):
-        return Found([prefix + path for path in paths], None), []
+        return Found([prefix + path for path in paths], None, others), []
     if loose:
         inside = next(path for path in paths if "/" in path)
         raise UserError(
             f"{folder} holds pictures beside its class folders, such as {loose[0]} "
             f"beside {inside}; put every picture into a class folder, or none"
         )
-    classes = [path.split("/")[0] for path in paths]
-    empty = [prefix + name for name in _folders(folder) if name not in set(classes)]
-    return Found([prefix + path for path in paths], classes), empty
+    folders = [path.split("/")[0] for path in paths]
+    empty = [prefix + name for name in _folders(folder) if name not in set(folders)]
+    classes = [unicodedata.normalize("NFC", name) for name in folders]
+    return Found([prefix + path for path in paths], classes, others), empty
 
 
 def _joined(root: Path, parts: Sequence[Found]) -> Found:
@@ -178,8 +247,9 @@ def _joined(root: Path, parts: Sequence[Found]) -> Found:
     if len(parts) == 1:
         return parts[0]
     paths = [path for part in parts for path in part.paths]
+    others = sum((part.others for part in parts), Counter[str]())
     if all(part.classes is None for part in parts):
-        return Found(sorted(paths), None)
+        return Found(sorted(paths), None, others)
     for part in parts:
         if part.classes is None:
             raise UserError(
@@ -188,11 +258,8 @@ def _joined(root: Path, parts: Sequence[Found]) -> Found:
             )
     classes = [name for part in parts for name in part.classes or ()]
     order = sorted(range(len(paths)), key=paths.__getitem__)
-    return Found([paths[row] for row in order], [classes[row] for row in order])
-
-
-def _shown(path: str) -> bool:
-    return not any(part.startswith(".") for part in path.split("/"))
+    chosen = [paths[row] for row in order], [classes[row] for row in order]
+    return Found(*chosen, others)
 
 
 def _chosen(
@@ -260,8 +327,17 @@ def _read(
         return pixels[: len(whole)], records
     sizes = np.array([header[:2] for header in headers], np.int32)
     plain = np.array([header.plain for header in headers])
+    digests = np.frombuffer(b"".join(headers[row].digest for row in whole), np.uint8)
     images = EncodedImages(
-        paths, whole, sizes[whole], plain[whole], file_sizes[whole], side, fit, root
+        paths,
+        whole,
+        sizes[whole],
+        plain[whole],
+        file_sizes[whole],
+        side,
+        fit,
+        root,
+        digests.reshape(-1, 32),
     )
     return images, records
 

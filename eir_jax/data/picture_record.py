@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eir_jax.data.dataset import Dataset, PictureFile
 from eir_jax.system.errors import UserError, one_line
-from eir_jax.system.files import replacing
+from eir_jax.system.files import replacing, to_json
 
 RECORD = "pictures.jsonl"
 
@@ -34,7 +34,7 @@ def record(dataset: Dataset, workdir: Path, resumes: bool) -> None:
             )
         return
     with replacing(path) as part:
-        part.write_text("".join(json.dumps(file) + "\n" for file in dataset.files))
+        part.write_text("".join(to_json(file) + "\n" for file in dataset.files))
 
 
 def _read_record(path: Path) -> list[PictureFile]:

@@ -3,6 +3,7 @@
 Needs neither TensorFlow nor JAX.
 """
 
+import hashlib
 import io
 import os
 import stat
@@ -15,10 +16,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from eir_jax.system.errors import UserError
+from eir_jax.data.picture_files import formats_of
+from eir_jax.system.errors import one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content, whatever the suffix
 TURNS = {  # of the EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,6 +47,8 @@ class Header(NamedTuple):
     width: int
     plain: bool
     """A grey or colour JPEG, not rotated: other decoders see the same picture."""
+    digest: bytes = b""
+    """SHA-256 of the file; empty where it was not read whole."""
 
 
 def preparation(size: int, fit: str) -> str:
@@ -57,58 +59,18 @@ def preparation(size: int, fit: str) -> str:
     )
 
 
-def list_pictures(folder: Path, and_folders: bool = False) -> list[str]:
-    """Return the pictures in a folder and below it, by suffix: sorted relative paths.
-
-    Links are followed; a folder that is reached twice, in a loop say, counts once, and
-    one above the folder not at all. With `and_folders`, empty folders that are named
-    like a picture are listed too.
-
-    Raises:
-      UserError: the folder, or one below it, cannot be read.
-    """
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
-
-    found = []
-    seen = {_identity(above) for above in folder.resolve().parents}
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        identity = _identity(root)
-        if identity in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders.sort()
-        place = Path(root).relative_to(folder)
-        found += [(place / f).as_posix() for f in files if is_named_picture(f)]
-        empty = and_folders and not folders and not files
-        if empty and place.parts and is_named_picture(place.name):
-            found.append(place.as_posix())
-    return sorted(found)
-
-
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def is_named_picture(name: str) -> bool:
-    """Return whether a name ends as a picture's does."""
-    return name.lower().endswith(SUFFIXES)
-
-
 def read_picture(
     source: Path | bytes, size: int, fit: str = "crop"
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Read a picture file, or its content, as `preparation` says: RGB in 0 .. 255.
 
-    Grey pictures get three equal channels, CMYK is converted, 16 bits become 8.
+    Grey pictures get three equal channels, CMYK is converted; of more than 8 bits a
+    channel the whole range becomes 0 .. 255 (see `_white`).
 
     Raises:
       BrokenPicture: there is no file, or it holds no whole picture.
     """
-    with _opened(source) as image:
+    with _opened(source) as (image, _):
         rgb = _to_rgb(image)
         box = None
         if fit == "crop":
@@ -126,21 +88,25 @@ def read_whole(source: Path | bytes) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
       BrokenPicture: as `read_picture`.
     """
-    with _opened(source) as image:
+    with _opened(source) as (image, _):
         return np.asarray(_to_rgb(image))
 
 
 def read_header(source: Path | bytes, decode: bool = True) -> Header:
     """Return size and kind of a picture; with `decode`, of one that is surely whole.
 
+    Then the file is read whole, and its digest returned.
+
     Raises:
       BrokenPicture: as `read_picture`; without `decode`, not of what is cut short.
     """
-    with _opened(source) as image:
+    digest = b""
+    with _opened(source, whole=decode) as (image, content):
         width, height = image.size
         is_jpeg = image.format in ("JPEG", "MPO")
         mode = image.mode
         if decode:
+            digest = hashlib.sha256(content).digest()
             # Of a JPEG an eighth of the pixels: the whole file is read, but quickly.
             image.draft(None, (1, 1))
             image.load()
@@ -148,33 +114,41 @@ def read_header(source: Path | bytes, decode: bool = True) -> Header:
         if turn in SIDEWAYS:
             width, height = height, width
     plain = is_jpeg and mode in ("L", "RGB") and turn is None
-    return Header(height, width, plain)
+    return Header(height, width, plain, digest)
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """Open a picture; whatever is wrong with it then raises BrokenPicture."""
+def _opened(
+    source: Path | bytes, whole: bool = False
+) -> Iterator[tuple[Image.Image, bytes]]:
+    """Open a picture; whatever is wrong with it then raises BrokenPicture.
+
+    With `whole` the file is read at once: the second is its bytes, else none.
+    """
     try:
         if isinstance(source, Path):
             status = os.stat(source)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
                 raise BrokenPicture("not a regular file")
-            empty = not status.st_size
+            empty, formats = not status.st_size, formats_of(source.name)
         else:
-            empty = not source
+            empty, formats = not source, formats_of("")
         if empty:
             raise BrokenPicture("the file is empty")
-        file = source if isinstance(source, Path) else io.BytesIO(source)
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
+        if whole and isinstance(source, Path):
+            source = source.read_bytes()
+        content = source if isinstance(source, bytes) else b""
+        file = io.BytesIO(content) if content else source
+        with Image.open(file, formats=formats) as image:  # type: ignore[arg-type]
+            yield image, content
     except BrokenPicture:
         raise
     except UnidentifiedImageError:
-        raise BrokenPicture("no JPEG, PNG, WebP, BMP or GIF picture") from None
+        raise BrokenPicture("no JPEG, PNG, or other picture that is read") from None
     except OSError as error:
-        raise BrokenPicture(error.strerror or str(error)) from None
+        raise BrokenPicture(error.strerror or one_line(str(error))) from None
     except Exception as error:  # on hostile files Pillow raises many types
-        raise BrokenPicture(f"{type(error).__name__}: {error}") from None
+        raise BrokenPicture(one_line(f"{type(error).__name__}: {error}")) from None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -188,12 +162,35 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn upright and convert to RGB; where it is transparent, white shows through."""
     image.load()
     turn = _turn(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip at 255
-        grey = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
-        image = Image.fromarray(np.round(grey).astype(np.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _grey(image)  # Pillow would clip at 255
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Bring grey values of more than 8 bits, or floats, to 0 .. 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+    black, white = min(values.min(), 0.0), values.max()
+    white = black + _white(white - black, image.format, image.mode)
+    grey = np.round((values - black) * (255 / (white - black)))
+    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+
+
+def _white(largest: float, form: str | None, mode: str) -> float:
+    """Return the value that is white, of a picture whose largest value is given.
+
+    That of the file's bits, not of the picture, so that dark ones stay dark: 65,535 in
+    a PNG. In other files, as of microscopes, 10, 12 or 14 bits often lie in 16, and
+    floats count to 1 or 255: the smallest of such ranges that holds the picture.
+    """
+    if form == "PNG":
+        return 65535
+    ranges = [2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)]
+    if mode == "F":
+        ranges = [1, *ranges]
+    return float(next((white for white in ranges if largest <= white), largest))

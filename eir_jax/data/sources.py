@@ -4,12 +4,14 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 """
 
 import dataclasses
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from eir_jax.data.dataset import Dataset, Split
+from eir_jax.data.dataset import Dataset, Split, is_labelled
+from eir_jax.data.held_out import hold_out
 from eir_jax.system.errors import UserError, first_line
 
 NUM_DIGITS_TRAIN = 1437
@@ -21,7 +23,53 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
       UserError: it cannot be had, or is not as the settings say; with the way out.
     """
-    return check_expected(SOURCES[config.source](config), config.expected)
+    dataset = check_expected(SOURCES[config.source](config), config.expected)
+    dataset = hold_out(dataset, config.held_out, config.held_out_seed)
+    more = [*_view_words(config), *_class_words(dataset)]
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *more))
+
+
+def _view_words(config: ConfigDict) -> list[str]:
+    """Return a line where the encoder sees a small part of each image."""
+    seen = (config.image_size / (config.resize or config.image_size)) ** 2
+    if seen > 0.5:
+        return []
+    return [
+        f"evaluation sees the centre {config.image_size} of {config.resize} pixels, "
+        f"{seen:.0%} of each square (data.image_size, data.resize)"
+    ]
+
+
+def _class_words(dataset: Dataset) -> list[str]:
+    """Return lines that say which classes are in one of the splits alone."""
+    if not (is_labelled(dataset.train) and is_labelled(dataset.test)):
+        return []
+    assert dataset.test is not None
+    labels = {"train": dataset.train.labels, "test": dataset.test.labels}
+    counts: dict[str, dict[int, int]] = {}
+    for name, found in labels.items():
+        assert found is not None
+        classes, count = np.unique(found[found >= 0], return_counts=True)
+        counts[name] = dict(zip(classes.tolist(), count.tolist(), strict=True))
+
+    def words(one: str, other: str, meaning: str) -> list[str]:
+        alone = sorted(counts[one].keys() - counts[other].keys())
+        if not alone:
+            return []
+        number = sum(counts[one][label] for label in alone)
+        names = [_class_name(label, dataset.class_names) for label in alone[:5]]
+        more = f" and {len(alone) - 5:,} more" if len(alone) > 5 else ""
+        return [
+            f"{one} classes not in {other}: {', '.join(names)}{more}, "
+            f"{number:,} image{'s' * (number != 1)}{meaning}"
+        ]
+
+    meaning = ", which kNN and linear probe leave out"
+    return [*words("test", "train", meaning), *words("train", "test", "")]
+
+
+def _class_name(label: int, names: tuple[str, ...] | None) -> str:
+    return str(label) if names is None else names[label]
 
 
 def check_expected(dataset: Dataset, expected: tuple[int, int]) -> Dataset:
@@ -90,11 +138,13 @@ def _arrays(config: ConfigDict) -> Dataset:
             held = ", ".join(arrays) or "none"
             raise UserError(f"{path} holds no '{key}' (it holds: {held})")
     train = _checked_split(path, arrays, "train", config)
-    test = None
-    if "test_images" in arrays:
+    test, notes = None, []
+    if "test_images" in arrays and not arrays["test_images"].size:
+        notes = ["'test_images' holds no image: there is no test split"]
+    elif "test_images" in arrays:
         test = _checked_split(path, arrays, "test", config)
     names = _checked_names(path, arrays, train, test)
-    return Dataset("arrays", config.name, train, test, names)
+    return Dataset("arrays", config.name, train, test, names, tuple(notes))
 
 
 def _checked_names(
@@ -116,7 +166,7 @@ def _checked_names(
                 f"'{name}_labels' of {path} holds {split.labels.max()}, but "
                 f"'class_names' holds {len(names)} names"
             )
-    return tuple(str(name) for name in names)
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in names)
 
 
 def _folder(config: ConfigDict) -> Dataset:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -43,7 +44,9 @@ def load_tfds(config: ConfigDict) -> Dataset:
     Images stored at the side that the settings ask for become one array. Others (of
     any size, or all of `data.keep=encoded`) are held as their encoded files, and with
     `data.keep=pixels` brought to that side as the folder source does. Labels are
-    TFDS's, of `data.class_list` the places in that list; -1 is unlabelled.
+    TFDS's, of `data.class_list` the places in that list; -1 is unlabelled, as all of a
+    set that has no classes. Where `data.test_split` is left at 'test' and the set has
+    none, it is 'validation', or none.
 
     Raises:
       UserError: no such set, split or class; it cannot be prepared; a library is
@@ -53,7 +56,10 @@ def load_tfds(config: ConfigDict) -> Dataset:
     builder = _find(tfds, config)
     stored = _check_features(builder)
     _prepare(tfds, builder)
-    names, listed = builder.info.features["label"].names, None
+    names, listed = None, None
+    if _has_classes(builder):
+        names = builder.info.features["label"].names
+        names = [unicodedata.normalize("NFC", name) for name in names]
     if config.class_list:
         from eir_jax.data.class_list import read_class_list
 
@@ -62,9 +68,9 @@ def load_tfds(config: ConfigDict) -> Dataset:
     plain = config.keep == "pixels" and stored == (side, side, 3)
     read = _read_pixels if plain else _read_encoded
 
-    def load(name: str) -> Split:
-        split, classes = config[f"{name}_split"], config[f"{name}_classes"]
-        place = _places(names, listed, classes, f"TFDS's {config.name}")
+    def load(name: str, split: str) -> Split:
+        classes = config[f"{name}_classes"]
+        place = _places(names or [], listed, classes, f"TFDS's {config.name}")
         _check_split(builder, split, f"data.{name}_split")
         try:
             images, labels = read(tfds, builder, split, place, config)
@@ -82,7 +88,7 @@ def load_tfds(config: ConfigDict) -> Dataset:
                 f"no image of {split} of TFDS's {config.name} is left; change "
                 f"data.{name}_classes={tuple(classes)} or data.class_list"
             )
-        return Split(images, labels)
+        return Split(images, labels if names else None)
 
     notes: tuple[str, ...] = ()
     if None not in stored[:2] and stored[:2] != (side, side):
@@ -90,10 +96,32 @@ def load_tfds(config: ConfigDict) -> Dataset:
         notes = (
             f"images of {stored[0]}x{stored[1]} are brought to {side}x{side}{fit}",
         )
-    test = load("test") if config.test_split else None
+    if not names:
+        notes += (f"TFDS's {config.name} has no classes: its images are unlabelled",)
+    test_split = _test_split(builder, config)
+    if test_split != config.test_split:
+        words = f"'{test_split}' is read" if test_split else "there is no test split"
+        notes += (f"TFDS's {config.name} has no split 'test': {words}",)
     return Dataset(
-        "tfds", config.name, load("train"), test, tuple(listed or names), notes=notes
+        "tfds",
+        config.name,
+        load("train", config.train_split),
+        load("test", test_split) if test_split else None,
+        tuple(listed or names or ()) or None,
+        notes=notes,
     )
+
+
+def _test_split(builder, config: ConfigDict) -> str:
+    known = list(builder.info.splits)  # none in TFDS's mock
+    if config.test_split != "test" or not known or "test" in known:
+        return config.test_split
+    used = config.train_split
+    return "validation" if "validation" in known and "validation" not in used else ""
+
+
+def _has_classes(builder) -> bool:
+    return hasattr(dict(builder.info.features).get("label"), "names")
 
 
 def _import_tfds() -> Any:
@@ -139,10 +167,10 @@ def _find(tfds, config: ConfigDict) -> Any:
 def _check_features(builder) -> tuple[int | None, int | None, int]:
     """Return height, width and channels of the images; None: of any size."""
     features = dict(builder.info.features or {})
-    if "image" not in features or not hasattr(features.get("label"), "names"):
+    if "image" not in features:
         raise UserError(
             f"TFDS's {builder.name} holds {', '.join(features)}; data.source=tfds "
-            "needs an 'image' and a class 'label' of each"
+            "needs an 'image' of each"
         )
     image = features["image"]
     if image.np_dtype != np.uint8:
@@ -269,9 +297,8 @@ def _examples(tfds, builder, split: str, encoded: bool = False) -> Any:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
-    partial = tfds.decode.PartialDecoding(
-        {"image": True, "label": True}, {"image": skip} if encoded else None
-    )
+    wanted = {"image": True} | ({"label": True} if _has_classes(builder) else {})
+    partial = tfds.decode.PartialDecoding(wanted, {"image": skip} if encoded else None)
     # File after file, as array_record is read.
     read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(
@@ -286,7 +313,7 @@ def _kept(examples: Any, place, title: str) -> Iterator[tuple[Any, int]]:
 
     with closing(ProgressLine(title, len(examples))) as bar:
         for number, example in enumerate(examples, 1):
-            label = int(place[example["label"]])
+            label = int(place[example.get("label", -1) if len(place) > 1 else -1])
             if label != DROPPED:
                 yield example["image"], label
             bar.update(number)

@@ -2,11 +2,32 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from eir_jax.evaluation.nearest import check_rows
 
 COLLAPSED_STD = 0.1
 """`embedding_std` below which an embedding is called collapsed; spread out it is 1."""
 MAX_ROWS = 4096  # of a split: more change a spectrum or a mean of pairs very little
+
+
+def measure(embedding: Float[np.ndarray, "row dim"]) -> dict[str, float]:
+    """Return `rank_me`, `embedding_std` and `uniformity` of the first `MAX_ROWS` rows.
+
+    Of fewer than two rows nothing: they have no spread.
+
+    Raises:
+        UserError: a row is not finite.
+    """
+    if len(embedding) < 2:
+        return {}
+    rows = jnp.asarray(check_rows(embedding[:MAX_ROWS], "the embedding"))
+    return {
+        "rank_me": float(rank_me(rows)),
+        "embedding_std": float(embedding_std(rows)),
+        "uniformity": float(uniformity(rows)),
+    }
 
 
 def embedding_std(embedding: Float[Array, "row dim"]) -> Float[Array, ""]:

@@ -19,6 +19,7 @@ def knn_accuracy(
     k: Iterable[int] = (5, 20, 200),
     temperature: float = 0.1,
     top: int = 1,
+    exclude: Int[np.ndarray, " query"] | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, float]:
@@ -32,9 +33,10 @@ def knn_accuracy(
         query_label: their classes, >= 0.
         gallery: embeddings that vote.
         gallery_label: their classes, >= 0.
-        k: numbers of neighbours, each from 1 to the gallery's rows.
+        k: numbers of neighbours, each from 1 to the rows that may vote.
         temperature: of the votes, > 0.
         top: rank within which the right class counts as found.
+        exclude: as in `nearest`: the gallery's row of each query, which does not vote.
         mesh: as in `nearest`.
         progress: as in `nearest`.
 
@@ -54,6 +56,7 @@ def knn_accuracy(
         unit_rows(query, "queries"),
         unit_rows(gallery, "gallery"),
         max(k),
+        exclude=exclude,
         mesh=mesh,
         progress=progress,
     )

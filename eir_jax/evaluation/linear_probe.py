@@ -7,7 +7,7 @@ test labels meet the finished classifier in the last lines of `linear_probe`.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from eir_jax.data.held_out import split_held_out
 from eir_jax.evaluation.classifiers import (
     Classifiers,
     EpochFeatures,
@@ -140,17 +141,6 @@ def choose(run, feature, label, settings, progress) -> tuple[Setting, ...]:
     return tuple(Setting(*s, float(x)) for s, x in zip(grid, scores, strict=True))
 
 
-def split_held_out(label: np.ndarray, share: float, seed: int):
-    """Return rows (fitted, held out), sorted: of each class `share`, at least one."""
-    held = np.zeros(len(label), bool)
-    for value in np.unique(label):
-        rows = np.flatnonzero(label == value)
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        order = np.random.default_rng((seed, int(value))).permutation(rows)
-        held[order[:count]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
 def _check_settings(s: ProbeSettings, epoch_features):
     """Raise where settings are out of range, all of them at once."""
     checks = {
@@ -197,19 +187,37 @@ def _check_pair(train_feature, train_label, test_feature, test_label):
             f"train features {train_feature.shape} and test features "
             f"{test_feature.shape} differ in dimension"
         )
-    classes, counts = np.unique(train_label, return_counts=True)
-    if len(classes) < 2:
-        raise UserError(
-            f"train holds class {classes[0]} alone: a probe needs two classes or more"
-        )
-    if counts.min() < 2:
-        raise UserError(
-            f"class {classes[counts.argmin()]} has 1 train image: a probe needs 2 of "
-            "each, one to hold out; leave the class out"
-        )
-    unseen = np.setdiff1d(test_label, classes)
+    check_train_classes(train_label)
+    unseen = np.setdiff1d(test_label, train_label)
     if len(unseen):
         raise UserError(
             f"{len(unseen)} test classes ({unseen[0]}, ...) are not in train: sets of "
             "unseen classes cannot be probed, only retrieved from"
         )
+
+
+def check_train_classes(
+    label: Int[np.ndarray, " train"], names: Sequence[str] | None = None
+) -> None:
+    """Check that a probe can be chosen and trained on images of these classes.
+
+    Raises:
+        UserError: there are fewer than two classes, or than two images of one.
+    """
+    classes, counts = np.unique(label, return_counts=True)
+    if len(classes) < 2:
+        name = _class_name(classes[0], names)
+        raise UserError(
+            f"train holds class {name} alone: a probe needs two classes or more"
+        )
+    single = classes[counts < 2]
+    if len(single):
+        more = f" (and {len(single) - 1:,} more classes)" if len(single) > 1 else ""
+        raise UserError(
+            f"class {_class_name(single[0], names)}{more} has 1 train image: a probe "
+            "needs 2 of each, one to hold out; leave the class out"
+        )
+
+
+def _class_name(label: int, names: Sequence[str] | None) -> str:
+    return str(label) if names is None else names[label]

@@ -1,7 +1,10 @@
 """Exact nearest neighbours by inner product, streamed over blocks of the gallery."""
 
 import functools
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
+
+MOST_THREADS = 4  # of a CPU; each holds similarities of its own
 
 
 def nearest(
@@ -58,12 +63,16 @@ def nearest(
         mesh = sharding.make_mesh(jax.local_devices()[:1])
     # A query's own row can push out no more than the last of k + 1 neighbours.
     kept = k if exclude is None else k + 1
-    query_block = min(query_block, len(queries))
+    threads = _threads(mesh)
+    query_block = min(max(query_block // threads, 64), query_block, len(queries))
     # Queries travel in chunks; for each the gallery passes by once.
-    chunks, chunk = _split(len(queries), max(8192, query_block), query_block)
+    most = min(8192, -(-len(queries) // threads))
+    chunks, chunk = _split(len(queries), max(most, query_block), query_block)
     similarity = np.empty((len(queries), kept), np.float32)
     index = np.empty((len(queries), kept), np.int32)
-    for i in range(chunks):
+    report = progress and _Report(progress, chunks)
+
+    def search(i: int) -> None:
         start, stop = i * chunk, min((i + 1) * chunk, len(queries))
         found = _search(
             _slice(queries, start, stop, chunk),
@@ -72,9 +81,13 @@ def nearest(
             mesh,
             query_block,
             gallery_block,
-            progress and functools.partial(_report, progress, i, chunks),
+            report,
         )
         similarity[start:stop], index[start:stop] = (x[: stop - start] for x in found)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(search, range(chunks)):
+            pass  # raises what a search raised
     if exclude is None:
         return similarity, index
     return _without(similarity, index, np.asarray(exclude))
@@ -105,7 +118,7 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
         best, index = step(best, index, queries, rows, limits)
         before.block_until_ready()  # one step ahead, and no more blocks in memory
         if progress:
-            progress(i + 1, steps)
+            progress(steps)
     return [np.asarray(x) for x in _make_merge(mesh)(best, index)]
 
 
@@ -223,9 +236,28 @@ def _without(similarity, index, exclude):
     return [np.take_along_axis(x, kept, axis=1) for x in (similarity, index)]
 
 
-def _report(progress, chunk, chunks, done, steps):
-    """Tell the steps done of all chunks, from those of one."""
-    progress(chunk * steps + done, chunks * steps)
+def _threads(mesh: Mesh) -> int:
+    """Return how many searches go on at once.
+
+    On a CPU XLA's top_k is of one thread, beside which the others would wait: they
+    multiply for the next queries. Accelerators need no such help.
+    """
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return min(os.cpu_count() or 1, MOST_THREADS) if alone else 1
+
+
+class _Report:
+    """Tell the steps done of all chunks, of whichever thread."""
+
+    def __init__(self, progress: Callable[[int, int], None], chunks: int):
+        self._progress, self._chunks, self._done = progress, chunks, 0
+        self._lock = threading.Lock()
+
+    def __call__(self, steps: int) -> None:
+        """Count one more, of so many a chunk."""
+        with self._lock:
+            self._done += 1
+            self._progress(self._done, self._chunks * steps)
 
 
 def check_rows(

@@ -18,5 +18,5 @@ def tag(protocol: Protocol, shared: Protocol) -> Protocol:
 
 def short_hash(value: Any) -> str:
     """Return 12 hex digits of what JSON can hold."""
-    text = json.dumps(value, sort_keys=True)
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from eir_jax.objectives.systems import make_objective
 from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint, Meta
 from eir_jax.run.optimizer import make_optimizer
 from eir_jax.run.state import TrainState, abstract_train_state
-from eir_jax.run.validate import check_complete, validate
+from eir_jax.run.validate import check_complete, check_data_there, validate
 from eir_jax.system import sharding
 from eir_jax.system.config import complete, override, read_config
 from eir_jax.system.errors import UserError
@@ -107,10 +107,11 @@ def load_data(run: Run, data_path: str | None = None) -> Dataset:
     """
     if data_path is not None:
         run.config.data.path = data_path
+    check_data_there(run.config.data)
     dataset = load(run.config.data)
     for note in dataset.notes:
         print(note, file=sys.stderr)
-    if dataset.train_hash != run.meta["train_hash"]:
+    if not dataset.trains_as(run.meta["train_hash"]):
         raise UserError(
             f"the training images of {dataset.name} are not those of the checkpoint "
             f"(content {dataset.train_hash[:12]}, there "

@@ -4,6 +4,7 @@ Each metric takes the labels of the neighbours found by one search, so that othe
 (R-precision, MAP@R) can share it.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -13,6 +14,8 @@ from jaxtyping import Float, Int
 from eir_jax.evaluation.knn import check_labels, check_neighbours, unit_rows
 from eir_jax.evaluation.nearest import nearest
 from eir_jax.system.errors import UserError
+
+STARTS = 10  # of k-means
 
 
 def recall_at_k(
@@ -55,33 +58,43 @@ def retrieval_scores(
     label: Int[np.ndarray, " row"],
     *,
     k: Iterable[int] = (1, 2, 4, 8),
+    nmi_limit: int = 20_000_000,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure R@K, MAP@R, R-precision and NMI, each in [0, 1], by one search.
 
-    Arguments, errors and R@K as in `recall_at_k`.
+    Arguments, errors and R@K as in `recall_at_k`. MAP@R and R-precision are None where
+    every row is alone in its class. NMI is left out, with a line, where rows times
+    classes exceed `nmi_limit`.
     """
     k = check_neighbours(k)
     _, count = np.unique(label, return_counts=True)
     depth = max(max(k), int(count.max()) - 1)
     found, checked = _neighbour_labels(embedding, label, depth, mesh, progress)
     recall = recall_of_neighbours(found, checked, k=k)
-    scores = {f"R@{n}": value for n, value in recall.items()}
+    scores: dict[str, float | None] = {f"R@{n}": value for n, value in recall.items()}
     scores["MAP@R"], scores["R-precision"] = precision_of_neighbours(found, checked)
-    scores["NMI"] = clustering_nmi(embedding, checked)
+    cost = len(checked) * len(count)
+    if cost <= nmi_limit:
+        scores["NMI"] = clustering_nmi(embedding, checked, progress)
+    elif nmi_limit:
+        print(
+            f"without NMI: k-means of {len(checked):,} rows in {len(count):,} clusters "
+            f"takes long; allow it by --config.retrieval.nmi_limit={cost}"
+        )
     return scores
 
 
 def precision_of_neighbours(
     neighbour_label: Int[np.ndarray, "query neighbour"],
     query_label: Int[np.ndarray, " query"],
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
     """Measure MAP@R and R-precision, R being the other rows of the query's class.
 
     R-precision is the share of the R nearest that are of the class; MAP@R the mean over
     those R places of the precision there, where the place itself is right. A row alone
-    in its class has no R and is left out.
+    in its class has no R and is left out; where all are, there is no mean: None.
 
     Args:
         neighbour_label: the nearest first; as many as the largest class less 1.
@@ -92,6 +105,8 @@ def precision_of_neighbours(
     _, inverse, count = np.unique(query_label, return_inverse=True, return_counts=True)
     others = count[inverse] - 1
     rows = np.flatnonzero(others)
+    if not len(rows):
+        return None, None
     others = others[rows, None]
     place = np.arange(1, neighbour_label.shape[1] + 1)[None]
     hit = (neighbour_label[rows] == query_label[rows, None]) & (place <= others)
@@ -101,7 +116,9 @@ def precision_of_neighbours(
 
 
 def clustering_nmi(
-    embedding: Float[np.ndarray, "row dim"], label: Int[np.ndarray, " row"]
+    embedding: Float[np.ndarray, "row dim"],
+    label: Int[np.ndarray, " row"],
+    progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Measure the normalised mutual information of k-means clusters and classes.
 
@@ -109,11 +126,23 @@ def clustering_nmi(
     starts from seed 0, and its arithmetic mean in the denominator.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import normalized_mutual_info_score
 
-    clusters = KMeans(len(np.unique(label)), n_init=10, random_state=0)
-    assigned = clusters.fit_predict(unit_rows(embedding, "retrieval"))
-    return float(normalized_mutual_info_score(label, assigned))
+    rows = unit_rows(embedding, "retrieval")
+    # Start by start, as `n_init=10` does, to tell how far it is.
+    random, best = np.random.RandomState(0), None
+    for start in range(STARTS):
+        clusters = KMeans(len(np.unique(label)), n_init=1, random_state=random)
+        with warnings.catch_warnings():  # equal rows may make fewer clusters: no harm
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = clusters.fit(rows)
+        if best is None or found.inertia_ < best.inertia_:
+            best = found
+        if progress:
+            progress(start + 1, STARTS)
+    assert best is not None
+    return float(normalized_mutual_info_score(label, best.labels_))
 
 
 def _neighbour_labels(embedding, label, k, mesh, progress):

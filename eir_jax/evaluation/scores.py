@@ -7,12 +7,15 @@ PARTS = ("knn", "linear", "retrieval")  # of an evaluation: accuracies, in [0, 1
 
 
 def accuracies(record: dict[str, Any]) -> dict[str, float]:
-    """Return the accuracies of an evaluation: {"knn.200": .876, ...}."""
+    """Return the accuracies of an evaluation: {"knn.200": .876, ...}.
+
+    Those that are None, as means over nothing, are left out.
+    """
     return {
         f"{part}.{key}": value
         for part in PARTS
         for key, value in record.get(part, {}).items()
-        if key not in ("learning_rate", "weight_decay")
+        if key not in ("learning_rate", "weight_decay") and value is not None
     }
 
 

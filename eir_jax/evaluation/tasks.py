@@ -1,4 +1,4 @@
-"""The evaluations of section 4, each a function of the embedded splits.
+"""The evaluations of section 4, each a function of what is judged, embedded.
 
 A task returns parts of the record of `evaluate` and the protocol that decides them.
 """
@@ -7,22 +7,32 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from eir_jax.data.dataset import Dataset, Split, existing, labelled, labelled_rows, take
+from eir_jax.data.dataset import (
+    Dataset,
+    Split,
+    existing,
+    is_labelled,
+    labelled,
+    labelled_rows,
+    take,
+)
 from eir_jax.data.encoded import EncodedImages
 from eir_jax.evaluation import health
+from eir_jax.evaluation.allowed import (
+    Votes,
+    check_spread,
+    judged_split,
+    knn_votes,
+    probed,
+    retrieved,
+)
 from eir_jax.evaluation.classifiers import ProbeSettings
 from eir_jax.evaluation.embed import describe_view
-from eir_jax.evaluation.knn import (
-    check_labels,
-    check_neighbours,
-    unit_rows,
-    vote_accuracy,
-)
+from eir_jax.evaluation.knn import check_labels, unit_rows, vote_accuracy
 from eir_jax.evaluation.linear_probe import linear_probe
 from eir_jax.evaluation.nearest import nearest
 from eir_jax.evaluation.protocol import Protocol
@@ -30,7 +40,6 @@ from eir_jax.evaluation.restore import Run
 from eir_jax.evaluation.retrieval import retrieval_scores
 from eir_jax.models.encoder import feature_dim
 from eir_jax.system import sharding
-from eir_jax.system.errors import UserError
 from eir_jax.system.progress import ProgressLine
 
 Progress = Callable[[int, int], None]
@@ -56,77 +65,89 @@ class Embedded(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is judged: a checkpoint, its data, both splits embedded."""
+    """What is judged: a checkpoint, by the data it is asked about and who answers."""
 
     run: Run
     dataset: Dataset
-    train: Embedded | None
-    """What is labelled of it; None where no task asked for needs it."""
-    test: Embedded
+    query: Embedded
+    """The judged split, all of it."""
+    gallery: Embedded | None
+    """What is labelled of train: the same rows, where train is judged. None where no
+    task asked for needs it."""
 
 
-def embed_subject(run: Run, dataset: Dataset, with_train: bool) -> Subject:
-    """Embed the test split, and of train, where it is needed, what is labelled."""
+def embed_subject(run: Run, dataset: Dataset, with_gallery: bool) -> Subject:
+    """Embed the judged split, and of train, where it is needed, what is labelled."""
 
     def embed(name: str, split: Split) -> Embedded:
         with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
             output = run.embed(run.state, split.images, bar.update)
         return Embedded(split.images, split.labels, *map(np.asarray, output[:2]))
 
-    test = embed("test", existing(dataset, "test"))
-    train = embed("train", labelled(dataset, "train")) if with_train else None
-    return Subject(run, dataset, train, test)
+    split = judged_split(dataset)
+    query, gallery = embed(split, existing(dataset, split)), None
+    if with_gallery and split == "train":
+        gallery = query.take(labelled_rows(dataset, "train"))
+    elif with_gallery:
+        gallery = embed("train", labelled(dataset, "train"))
+    return Subject(run, dataset, query, gallery)
 
 
 def knn(subject: Subject, progress: Progress | None = None) -> Result:
     """Weighted kNN (Tables 1-4): on embedding and feature, top-1 and top-5, and bank.
 
     Raises:
-      UserError: labels are missing, or test classes do not occur in train.
+      UserError: the data does not allow it.
     """
     config, mesh = subject.run.config, subject.run.mesh
-    train, train_labels, test, test_labels = _labelled_pair(subject)
-    rows = labelled_rows(subject.dataset, "train")
-    k = check_neighbours(config.knn.k)
+    found, k = knn_votes(subject.dataset, config)
+    gallery, query = subject.gallery, subject.query.take(found.asked)
+    assert gallery is not None and gallery.labels is not None
+    assert query.labels is not None
     parts: dict[str, Any] = {}
     searches = [
-        ("knn", test.embedding, train.embedding),
-        ("knn_feature", test.feature, train.feature),
+        ("knn", query.embedding, gallery.embedding),
+        ("knn_feature", query.feature, gallery.feature),
     ]
     if "bank" in subject.run.state.memory:  # a row for each training image
-        bank = sharding.fetch(subject.run.state.memory["bank"])[rows]
-        searches.append(("knn_bank", test.embedding, bank))
-    for number, (name, query, gallery) in enumerate(searches):
+        bank = sharding.fetch(subject.run.state.memory["bank"])[found.voters]
+        searches.append(("knn_bank", query.embedding, bank))
+    for number, (name, asked, voting) in enumerate(searches):
         similarity, index = nearest(
-            unit_rows(query, "test"),
-            unit_rows(gallery, name),
+            unit_rows(asked, "queries"),
+            unit_rows(voting, name),
             max(k),
+            exclude=found.own,
             mesh=mesh,
             progress=_part(progress, number, len(searches)),
         )
         for top, suffix in ((1, ""), (5, "_top5")):
             accuracy = vote_accuracy(
                 similarity,
-                check_labels(train_labels, gallery, "train")[index],
-                check_labels(test_labels, query, "test"),
+                check_labels(gallery.labels, voting, "train")[index],
+                check_labels(query.labels, asked, "queries"),
                 k=k,
                 temperature=config.knn.temperature,
                 top=top,
             )
             parts[name + suffix] = {str(n): value for n, value in accuracy.items()}
-    return parts, knn_protocol(config)
+    return parts, knn_protocol(config, found, k)
 
 
-def knn_protocol(config: ConfigDict) -> Protocol:
+def knn_protocol(config: ConfigDict, found: Votes, k: tuple[int, ...]) -> Protocol:
     """Return what decides a kNN number, while training and afterwards."""
+    split, without, without_its = "test", "", ""
+    if found.own is not None:
+        split, without, without_its = "train", ", without the query", ", without its"
     return {
-        "k": list(config.knn.k),
+        "k": list(k),
         "temperature": config.knn.temperature,
         "weight": "exp(cosine / temperature)",
-        "gallery": "train, embedded anew in evaluation mode; knn_bank: the bank's rows",
-        "query": "test",
+        "gallery": f"train, embedded anew in evaluation mode{without}; knn_bank: the "
+        f"bank's rows{without_its}",
+        "query": split,
         "features": _features(config),
-        "metric": "share of test images whose class has the largest vote (top5: is "
+        "metric": f"share of {split} images whose class has the largest vote (top5: is "
         "among the five largest)",
     }
 
@@ -142,19 +163,32 @@ def shared_protocol(dataset: Dataset, config: ConfigDict) -> Protocol:
         if split and split.labels is not None and (split.labels < 0).any():
             count = int((split.labels < 0).sum())
             data[f"unlabelled_{name}_images"] = count  # seen by no task but health
+    if is_labelled(dataset.train) and is_labelled(dataset.test):
+        alone = _images_of_other_classes(dataset)
+        if alone:  # their classes nobody can vote for: asked by retrieval alone
+            data["test_images_of_classes_not_in_train"] = alone
     return {
         "data": data,
         "transform": describe_view(config.data),
     }
 
 
+def _images_of_other_classes(dataset: Dataset) -> int:
+    assert dataset.test is not None and dataset.train.labels is not None
+    asked = dataset.test.labels
+    assert asked is not None
+    return int((~np.isin(asked[asked >= 0], dataset.train.labels)).sum())
+
+
 def linear(subject: Subject, progress: Progress | None = None) -> Result:
     """Linear probe on the frozen feature before the head (Tables 3 and 4).
 
     Raises:
-      UserError: labels are missing, or test classes do not occur in train.
+      UserError: the data does not allow it.
     """
-    train, train_labels, test, test_labels = _labelled_pair(subject)
+    found = probed(subject.dataset)
+    train, test = subject.gallery, subject.query.take(found.asked)
+    assert train is not None and train.labels is not None and test.labels is not None
     options = subject.run.config.linear.to_dict()
     pooled_map, augment = options.pop("pooled_map"), options.pop("augment")
     train_feature, test_feature = train.feature, test.feature
@@ -166,9 +200,9 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
         )
     probe = linear_probe(
         train_feature,
-        train_labels,
+        train.labels,
         test_feature,
-        test_labels,
+        test.labels,
         ProbeSettings(**options),
         epoch_features=_augmented(subject, pooled_map) if augment else None,
         mesh=subject.run.mesh,
@@ -188,29 +222,33 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
 
 
 def retrieval(subject: Subject, progress: Progress | None = None) -> Result:
-    """Retrieval within the test set (Table 5): R@K, MAP@R, R-precision, NMI.
+    """Retrieval within the judged split (Table 5): R@K, MAP@R, R-precision, NMI.
 
     Raises:
-      UserError: labels are missing or all alike.
+      UserError: the data does not allow it.
     """
-    test = subject.test.take(labelled_rows(subject.dataset, "test"))
-    assert test.labels is not None
+    config = subject.run.config
+    rows, k = retrieved(subject.dataset, config)
+    query = subject.query.take(rows)
+    assert query.labels is not None
     scores = retrieval_scores(
-        test.embedding,
-        test.labels,
-        k=subject.run.config.retrieval.k,
+        query.embedding,
+        query.labels,
+        k=k,
+        nmi_limit=config.retrieval.nmi_limit,
         mesh=subject.run.mesh,
         progress=progress,
     )
-    return {"retrieval": scores}, retrieval_protocol(subject.run.config)
+    split = judged_split(subject.dataset)
+    return {"retrieval": scores}, retrieval_protocol(config, split, k)
 
 
-def retrieval_protocol(config: ConfigDict) -> Protocol:
+def retrieval_protocol(config: ConfigDict, split: str, k: tuple[int, ...]) -> Protocol:
     """Return what decides a retrieval number, while training and afterwards."""
     return {
-        "k": list(config.retrieval.k),
-        "gallery": "test, without the query",
-        "query": "test",
+        "k": list(k),
+        "gallery": f"{split}, without the query",
+        "query": split,
         "features": _features(config),
         "similarity": "cosine",
         "metric": "R@K: share of queries with one of their class among the K nearest; "
@@ -221,18 +259,20 @@ def retrieval_protocol(config: ConfigDict) -> Protocol:
 
 
 def label_free(subject: Subject, progress: Progress | None = None) -> Result:
-    """Health of the test embedding: no label is looked at."""
-    rows = jnp.asarray(subject.test.embedding[: health.MAX_ROWS])
-    parts = {
-        "rank_me": float(health.rank_me(rows)),
-        "embedding_std": float(health.embedding_std(rows)),
-        "uniformity": float(health.uniformity(rows)),
-    }
-    record: dict[str, Any] = {"health": parts}
+    """Health of the judged split's embedding: no label is looked at.
+
+    Raises:
+      UserError: it is not finite, or of one image.
+    """
+    check_spread(subject.dataset)
+    rows = subject.query.embedding[: health.MAX_ROWS]
+    parts: dict[str, Any] = health.measure(rows)
+    record: dict[str, Any] = {"health": parts | {"rows": len(rows)}}
     if parts["embedding_std"] < health.COLLAPSED_STD:
         record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
+    split = judged_split(subject.dataset)
     return record, {
-        "rows": f"the first {health.MAX_ROWS} test images at most",
+        "rows": f"the first {health.MAX_ROWS} {split} images at most",
         "features": _features(subject.run.config),
     }
 
@@ -245,61 +285,12 @@ TASKS: dict[str, Callable[..., Result]] = {
 }
 
 
-def refused_tasks(dataset: Dataset) -> dict[str, str]:
-    """Return the tasks that the data does not allow, and why not."""
-    refused = {}
-    for task, check in (
-        ("knn", _check_pair),
-        ("linear", _check_pair),
-        ("retrieval", _check_classes),
-    ):
-        try:
-            check(dataset)
-        except UserError as error:
-            refused[task] = str(error)
-    return refused
-
-
-def _check_pair(dataset: Dataset) -> None:
-    seen, asked = (
-        getattr(dataset, name).labels[labelled_rows(dataset, name)]
-        for name in ("train", "test")
-    )
-    if not np.isin(asked, seen).any():
-        raise UserError(
-            f"the test classes of {dataset.name} do not occur in train: kNN and linear "
-            "probe have no sense there; use --tasks=retrieval,health,figures"
-        )
-
-
-def _check_classes(dataset: Dataset) -> None:
-    labels = existing(dataset, "test").labels
-    rows = labelled_rows(dataset, "test")
-    assert labels is not None
-    if (labels[rows] == labels[rows[0]]).all():
-        raise UserError(
-            f"the test images of {dataset.name} are all of one class: every neighbour "
-            "would count as a hit"
-        )
-
-
-def _labelled_pair(
-    subject: Subject,
-) -> tuple[Embedded, np.ndarray, Embedded, np.ndarray]:
-    """Return train, its labels, what is labelled of test and its labels."""
-    _check_pair(subject.dataset)
-    train = subject.train
-    test = subject.test.take(labelled_rows(subject.dataset, "test"))
-    assert train is not None and train.labels is not None and test.labels is not None
-    return train, train.labels, test, test.labels
-
-
 def _augmented(subject: Subject, pooled_map: bool) -> Callable[[int], np.ndarray]:
     """Return epoch -> the train images' features, each from a fresh training view."""
     from eir_jax.data.pipeline import make_view_batches
 
-    assert subject.train is not None
-    run, images = subject.run, subject.train.images
+    assert subject.gallery is not None
+    run, images = subject.run, subject.gallery.images
 
     def features(epoch: int) -> np.ndarray:
         size = run.config.evaluation_batch_size

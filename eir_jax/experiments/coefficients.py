@@ -4,23 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eir_jax.experiments.runs import FinishedRun, check_rules, read_finished, telling
+from eir_jax.experiments.ledger import read_run
+from eir_jax.experiments.runs import FinishedRun, check_rules, telling, whole_run
 from eir_jax.system.config import read_config
 from eir_jax.system.errors import UserError
 
 
-def finished(workdir: Path) -> FinishedRun:
-    """Return the finished run in `workdir`.
+def finished(path: Path) -> FinishedRun:
+    """Return the finished run in a workdir, or of a ledger by FILE.jsonl/NAME.
 
     Raises:
       UserError: there is none.
     """
-    read_config(workdir / "config.json")  # says where there is no run at all
-    if run := read_finished(workdir):
+    record = read_run(path)
+    if record is None:
+        read_config(path / "config.json")  # says where there is no run at all
+    elif run := whole_run(record):
         return run
     raise UserError(
-        f"{workdir} is not finished, or not evaluated there; run `python -m "
-        f"eir_jax.evaluate --workdir={workdir}`"
+        f"{path} is not finished, or not evaluated there; run `python -m "
+        f"eir_jax.evaluate --workdir={path}`"
     )
 
 
@@ -31,26 +34,28 @@ def check_comparable(runs: Sequence[FinishedRun], settings: Sequence[str]) -> No
       UserError: naming another setting that two of them differ in, or two that differ
         in none.
     """
-    first = telling(runs[0])
-    for run in runs[1:]:
-        other = telling(run)
-        for key in sorted((first.keys() | other.keys()) - {*settings}):
-            if first.get(key) != other.get(key):
-                known = run.settings.get(key) != runs[0].settings.get(key)
+    first: dict[str, FinishedRun] = {}  # that a setting decides something of
+    for run in runs:
+        found = telling(run)
+        for key in sorted(found.keys() - {*settings}):
+            other = first.setdefault(key, run)
+            value = telling(other)[key]
+            if value != found[key]:
+                known = run.settings.get(key) != other.settings.get(key)
                 way = f", or give --group={key}" if known else ""
                 raise UserError(
-                    f"{runs[0].workdir} and {run.workdir} differ in {key} too "
-                    f"({first.get(key)}, {other.get(key)}); leave one out{way}"
+                    f"{other.path} and {run.path} differ in {key} too "
+                    f"({value}, {found[key]}); leave one out{way}"
                 )
     seen: dict[tuple, Path] = {}
     for run in runs:
         point = tuple(run.settings.get(key) for key in (*settings, "seed"))
         if point in seen:
             raise UserError(
-                f"{seen[point]} and {run.workdir} have settings and seed in common; "
+                f"{seen[point]} and {run.path} have settings and seed in common; "
                 "leave one out"
             )
-        seen[point] = run.workdir
+        seen[point] = run.path
     check_rules(runs)
 
 
@@ -67,8 +72,8 @@ def row_of(run: FinishedRun, settings: Sequence[str], number: str) -> dict[str, 
     """
     for key in settings:
         if key not in run.settings:
-            raise UserError(f"{run.workdir} has no setting {key}; see configs/base.py")
+            raise UserError(f"{run.path} has no setting {key}; see configs/base.py")
     if number not in run.numbers:
         known = ", ".join(run.numbers)
-        raise UserError(f"{run.workdir} holds no {number}; it holds {known}")
+        raise UserError(f"{run.path} holds no {number}; it holds {known}")
     return {key: run.settings[key] for key in settings} | {number: run.numbers[number]}

@@ -1,13 +1,14 @@
 """A checkpoint judged: by which tasks, and what is written of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from eir_jax.system import processes
-from eir_jax.system.files import write_json
+from eir_jax.system.errors import UserError, enough_memory
+from eir_jax.system.files import check_folder, check_writable, write_json
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
@@ -20,20 +21,26 @@ TITLES = {
     "linear": "linear probe",
     "retrieval": "retrieval",
     "health": "health",
+    "figures": "figures",
 }
 PLAIN_NUMBERS = ("health", "learning_rate", "weight_decay")  # the rest: per cent
 EVALUATION_KEYS = ("knn.", "retrieval.", "linear.", "evaluation_batch_size")
+Tell = Callable[[str, dict[str, Any]], None]
 
 
 def evaluate(
     workdir: Path,
     step: str = "last",
-    tasks: tuple[str, ...] = (),
+    tasks: Sequence[str] = (),
     data_path: str | None = None,
     compare: Path | None = None,
     overrides: Sequence[str] = (),
+    tell: Tell | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
+
+    The record is written after each task: one that fails loses nothing of the others.
 
     Args:
       workdir: the run's folder.
@@ -42,87 +49,147 @@ def evaluate(
       data_path: where the data lies now, instead of the settings' `data.path`.
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
+      tell: called with each task and the record so far, as soon as it is done.
+      out: folder to write to; the workdir where it is left out.
 
     What other tasks found of the same checkpoint on the same data before stays.
 
     Returns what is written: `step`, `checkpoint` (a hash of its arrays), `skipped` (the
-    steps whose batch was left out as not finite), `refused` (where all tasks were asked
-    for: those that the data does not allow, and why), `protocol`, and parts for each
-    task; accuracies are fractions in [0, 1].
+    steps whose batch was left out as not finite), `notes` (what to know of the data and
+    the numbers), `refused` (where all tasks were asked for: those that the data does
+    not allow, and why), `protocol`, and parts for each task; accuracies are fractions
+    in [0, 1], None where there is nothing to take the mean of.
 
     Raises:
-      UserError: no checkpoint, no labels, other data than the checkpoint's, or an
-        output that cannot be written.
+      UserError: no checkpoint, other data than the checkpoint's, or an output that
+        cannot be written; and, once all else is done and written, a task that was asked
+        for by name and is not allowed, or one that failed.
     """
     from eir_jax.evaluation import protocol
     from eir_jax.evaluation import tasks as all_tasks
+    from eir_jax.evaluation.allowed import refused_tasks, remarks
     from eir_jax.evaluation.restore import load_data, restore_run
     from eir_jax.figures.report import write_report
+    from eir_jax.run.record import made_by
     from eir_jax.system.config import flatten
-    from eir_jax.system.progress import ProgressLine
 
     run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
+    target = processes.output(out or workdir)
+    path = target / "eval" / f"step_{int(run.state.step)}.json"
+    check_outputs(target, path, not tasks or "figures" in tasks)
     dataset = load_data(run, data_path)
-    refused = None
-    if not tasks:
-        refused = all_tasks.refused_tasks(dataset)
-        for task, why in refused.items():
-            print(f"without {TITLES[task]}: {why}")
-        tasks = tuple(task for task in TASKS if task not in refused)
+    refused = refused_tasks(dataset, run.config)
+    asked = tuple(tasks or TASKS)
+    wanted = [task for task in asked if task not in refused]
+    failed = {task: refused[task] for task in tasks if task in refused}
+    if not wanted:
+        raise UserError(failed[asked[0]])
+    notes = remarks(dataset, run.config)
+    for note in notes:
+        print(note)
+    for task in (task for task in asked if task in refused):
+        print(f"without {TITLES[task]}: {refused[task]}")
     subject = all_tasks.embed_subject(
-        run, dataset, with_train=bool({"knn", "linear"} & set(tasks))
+        run, dataset, with_gallery=bool({"knn", "linear"} & set(wanted))
     )
 
-    checkpoint = protocol.short_hash(run.meta["checksums"])
     reached = int(run.state.step)
     skipped = run.meta.get("skipped", ())  # checkpoints of before have none
+    shared = all_tasks.shared_protocol(dataset, run.config)
     record: dict[str, Any] = {
         "step": reached,
-        "checkpoint": checkpoint,
+        "checkpoint": protocol.short_hash(run.meta["checksums"]),
         "skipped": [number for number in skipped if number <= reached],
+        "notes": [*dataset.notes, *notes],
+        "protocol": dict(shared),
     }
-    if refused is not None:
+    if not tasks:
         record["refused"] = refused
-    shared = all_tasks.shared_protocol(dataset, run.config)
-    protocols: dict[str, Any] = dict(shared)
-    for task in (task for task in tasks if task in all_tasks.TASKS):
-        with closing(ProgressLine(TITLES[task], 1)) as bar:
-            parts, decides = all_tasks.TASKS[task](subject, bar.update)
+    before = read_before(record, path)
+    merged = with_other_tasks(record, before)
+    for task in (task for task in wanted if task in all_tasks.TASKS):
+        try:
+            parts, decides = _run_task(all_tasks.TASKS[task], TITLES[task], subject)
+        except UserError as error:
+            failed[task] = str(error)
+            print(f"without {TITLES[task]}: {error}")
+            continue
         record |= parts
-        protocols[task] = protocol.tag(decides, shared)
-    record["protocol"] = protocols
-    target = processes.output(workdir)
-    path = target / "eval" / f"step_{record['step']}.json"
-    record = keep_other_tasks(record, path)
+        record["protocol"][task] = protocol.tag(decides, shared)
+        merged = with_other_tasks(record, before)
+        if tell:
+            tell(task, merged)
+        write_json(merged, path)
+    if not tasks:  # where the data allows none, the reasons
+        write_json(merged, path)
 
     other = None
     if compare is not None:
-        other = evaluate(compare, tasks=tasks, data_path=data_path, overrides=overrides)
+        again = tuple(tasks and wanted)
+        other = evaluate(
+            compare,
+            tasks=again,
+            data_path=data_path,
+            overrides=overrides,
+            out=out and out / "compared",
+        )
         other["label"] = str(compare)
     pictures = {}
-    if "figures" in tasks:
-        pictures = draw(workdir, target / "figures", subject, compare)
-    if any(task in record for task in all_tasks.TASKS):
-        write_json(record, path)
+    if "figures" in wanted:
+        try:
+            pictures = draw(workdir, target / "figures", subject, compare)
+        except UserError as error:
+            failed["figures"] = str(error)
+            print(f"without figures: {error}")
     write_report(
-        record,
+        merged,
         flatten(run.config),
         pictures,
         target / "report.html",
+        made=made_by(workdir),
         paper=run.config.paper.to_dict() or None,
         compare=other,
     )
-    return record
+    if failed:
+        raise UserError(
+            "; ".join(f"no {TITLES[t]}: {why}" for t, why in failed.items())
+        )
+    return merged
 
 
-def keep_other_tasks(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the record with what `path` holds of tasks that were not run now.
+def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
+    """Refuse a folder that cannot be written to before the work, not after it.
 
-    Only of the same checkpoint, data and transform; a file that cannot be read as a
-    record is said, and replaced.
+    Raises:
+      UserError: naming what cannot be written.
+    """
+    try:
+        check_folder(target)
+        check_writable(record)
+        check_writable(target / "report.html")
+        if with_figures:
+            check_folder(target / "figures")
+    except UserError as error:
+        raise UserError(
+            f"{error}; give --out=DIR to write the evaluation elsewhere"
+        ) from None
+
+
+def _run_task(task: Callable, title: str, subject) -> tuple[dict[str, Any], Any]:
+    from eir_jax.system.progress import ProgressLine
+
+    lower = "lower evaluation_batch_size or linear.batch_size (--config.KEY=N)"
+    with closing(ProgressLine(title, 1)) as bar, enough_memory(lower):
+        return task(subject, bar.update)
+
+
+def read_before(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what `path` holds of the record's checkpoint, data and transform.
+
+    Nothing where it is of others; a file that cannot be read as a record is said.
     """
     if not path.exists():
-        return record
+        return {}
     try:
         before = json.loads(path.read_text())
         same = before.get("checkpoint") == record["checkpoint"] and all(
@@ -131,9 +198,12 @@ def keep_other_tasks(record: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"warning: {path} is no evaluation ({error!r}), and is replaced")
-        return record
-    if not same:
-        return record
+        return {}
+    return before if same else {}
+
+
+def with_other_tasks(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with what was found before of tasks that it does not hold."""
     kept = {
         part: value
         for part, value in before.items()
@@ -141,63 +211,93 @@ def keep_other_tasks(record: dict[str, Any], path: Path) -> dict[str, Any]:
     }
     if "health" in record["protocol"]:
         kept.pop("warnings", None)
-    protocol = before["protocol"] | record["protocol"]
+    protocol = before.get("protocol", {}) | record["protocol"]
     return kept | record | {"protocol": protocol}
 
 
 def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str, Path]:
-    """Draw the pictures of a run into `folder`; return {title: file}."""
+    """Draw the pictures of a run into `folder`; return {title: file}.
+
+    Those for which there are too few images, or no curves, are left out, with a line.
+    """
+    from eir_jax.evaluation.allowed import judged_split
     from eir_jax.evaluation.restore import restore_run
     from eir_jax.figures.curves import draw_training_curves
     from eir_jax.figures.neighbours import draw_neighbours
-    from eir_jax.figures.tsne import draw_tsne
+    from eir_jax.figures.tsne import LEAST_POINTS, draw_tsne
 
-    test, names = subject.test, subject.dataset.class_names
-    mesh = subject.run.mesh
-    pictures = {"Nearest neighbours in the test set": folder / "neighbours.png"}
-    rows = {"": test.embedding}
-    if compare is not None:
-        other = restore_run(compare)
-        ours, theirs = workdir.name, compare.name
-        if ours == theirs:  # a/digits and b/digits: each keeps its row
-            ours, theirs = str(workdir), str(compare)
-        rows = {
-            theirs: other.embed(other.state, test.images).embedding,
-            ours: test.embedding,
-        }
-    draw_neighbours(
-        test.images,
-        rows,
-        test.labels,
-        folder / "neighbours.png",
-        class_names=names,
-        mesh=mesh,
-    )
-    pictures["Test embedding, t-SNE"] = folder / "tsne.png"
-    draw_tsne(test.embedding, test.labels, folder / "tsne.png", class_names=names)
-    if (workdir / "metrics.jsonl").exists():
+    query, names = subject.query, subject.dataset.class_names
+    split = judged_split(subject.dataset)
+    count = len(query.embedding)
+    pictures = {}
+    if count < 2:
+        print(f"without a picture of neighbours: there is {count} {split} image")
+    else:
+        rows = {"": query.embedding}
+        if compare is not None:
+            other = restore_run(compare)
+            ours, theirs = workdir.name, compare.name
+            if ours == theirs:  # a/digits and b/digits: each keeps its row
+                ours, theirs = str(workdir), str(compare)
+            rows = {
+                theirs: other.embed(other.state, query.images).embedding,
+                ours: query.embedding,
+            }
+        drawn = pictures[f"Nearest neighbours in the {split} set"] = (
+            folder / "neighbours.png"
+        )
+        draw_neighbours(
+            query.images,
+            rows,
+            query.labels,
+            drawn,
+            class_names=names,
+            mesh=subject.run.mesh,
+        )
+    if count < LEAST_POINTS:
+        print(f"without t-SNE: it needs {LEAST_POINTS} images, and {split} has {count}")
+    else:
+        title = {"test": "Test", "train": "Training"}[split]
+        drawn = pictures[f"{title} embedding, t-SNE"] = folder / "tsne.png"
+        draw_tsne(query.embedding, query.labels, drawn, class_names=names)
+    metrics = workdir / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:
         pictures["Training"] = folder / "training.png"
-        draw_training_curves(workdir / "metrics.jsonl", folder / "training.png")
+        draw_training_curves(metrics, folder / "training.png")
     return pictures
 
 
-def print_table(record: dict[str, Any]) -> None:
-    """Print the numbers of a record."""
+def print_task(task: str, record: dict[str, Any]) -> None:
+    """Print the numbers that a task found."""
     from rich.console import Console
     from rich.table import Table
 
     name = record["protocol"]["data"]["name"]
-    table = Table("", "", title=f"{name}, step {record['step']}")
-    table.add_column("%", justify="right")
-    for part in (part for part in TITLES if part in record):
+    title = f"{TITLES[task]} of {name}, step {record['step']}"
+    table = Table(title=title, show_header=False)
+    table.add_column(min_width=27)
+    table.add_column(min_width=13)
+    table.add_column(min_width=9, justify="right")
+    for part in (p for p in TITLES if p in record and p.split("_")[0] == task):
         for key, value in record[part].items():
             plain = part in PLAIN_NUMBERS or key in PLAIN_NUMBERS
             row = TITLES[part], f"k = {key}" if key.isdecimal() else key
-            table.add_row(*row, f"{value:.4g}" if plain else f"{100 * value:.2f}")
-        table.add_section()
-    console = Console()
-    console.print(table)
+            table.add_row(*row, number_in_words(value, plain))
+    Console().print(table)
+
+
+def number_in_words(value: float | None, plain: bool) -> str:
+    """Return a number as it is, or as per cent; a dash where there is none."""
+    if value is None:
+        return "—"
+    return f"{value:.4g}" if plain else f"{100 * value:.2f} %"
+
+
+def print_remarks(record: dict[str, Any]) -> None:
+    """Print what a record warns of."""
+    from rich.console import Console
+
     if skipped := record["skipped"]:
         print(f"batches left out of training, as not finite: steps {skipped}")
     for warning in record.get("warnings", ()):
-        console.print(f"warning: {warning}", style="bold red", highlight=False)
+        Console().print(f"warning: {warning}", style="bold red", highlight=False)

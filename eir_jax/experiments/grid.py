@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words
 
 FOLDER = Path("configs/grids")
 FIGURE_KEYS = {"x", "lines", "rows", "baseline"}
@@ -38,7 +39,8 @@ def load_grid(name_or_file: str) -> Grid:
         known = sorted(p.stem for p in FOLDER.glob("*.py"))
         near = difflib.get_close_matches(path.stem, known) or known
         raise UserError(
-            f"there is no grid {path}; give a file, or one of {', '.join(near)}"
+            f"there is no grid {in_words(path)}; give a file, or one of "
+            f"{', '.join(near)}"
         )
     try:
         found = runpy.run_path(str(path))

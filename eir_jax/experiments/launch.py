@@ -1,5 +1,6 @@
 """Runs of a sweep, each in processes of its own, one after another."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,12 @@ from pathlib import Path
 
 from eir_jax.experiments.sweep import TASKS, Planned, is_finished, result_of
 
+# Of a sweep that is not finished: a scheduler, whose SIGTERM is, is to start it again.
+EXIT_CODES: dict[int, int] = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: os.EX_TEMPFAIL,
+    signal.SIGHUP: 129,
+}
 # On Linux: become the command, which gets SIGTERM (15) where the sweep is killed. (A
 # preexec_fn would do that too, but not where threads have been started.)
 PR_SET_PDEATHSIG = 1
@@ -72,6 +79,8 @@ def _train_and_evaluate(
         status = _call(command, run.log, requests)
         if requests:
             return "stopped"
+        if status == EXIT_CODES[signal.SIGTERM]:
+            return f"it was stopped (see {run.log}); start again to go on"
         if status:
             return f"{_last_line(run.log)} (exit status {status}, see {run.log})"
     if not is_finished(run, tasks or TASKS):
@@ -109,9 +118,7 @@ def stop_requests() -> Iterator[list[int]]:
     """
     requests: list[int] = []
     numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
+        number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN
     ]
     before = {n: signal.signal(n, lambda n, _: requests.append(n)) for n in numbers}
     try:

@@ -1,6 +1,5 @@
 """Finished runs: their numbers at the last epoch, their best, and what seeds say."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eir_jax.evaluation.scores import PARTS, accuracies, main_number
-from eir_jax.run.record import Session, read_sessions
+from eir_jax.experiments.records import Record, read_workdir, round_ends
+from eir_jax.run.record import Session
 from eir_jax.run.workdir import RECORDING_KEYS
-from eir_jax.system.config import flatten, read_config
+from eir_jax.system.config import flatten
 from eir_jax.system.errors import UserError
 
 NOT_RUN = "not run"
@@ -26,13 +26,23 @@ INCIDENTAL = (
 )
 
 
+# Settings that decide nothing of an untrained encoder.
+OF_TRAINING = (
+    *("batch_size", "objective", "temperature", "lambda_", "intra."),
+    *("inter.", "views."),
+    *("interpolation.", "bank_momentum", "batch_norm.", "optimizer."),
+)
+
+
 class FinishedRun(NamedTuple):
     """A run, or its first rounds, that has taken the last step and is evaluated there.
 
     Of a run of three rounds the first two are, at the end of the second, a run of two.
     """
 
-    workdir: Path
+    path: Path
+    """Of its `Record`, as is `name`."""
+    name: str
     settings: dict[str, Any]
     """{dotted key: value}; `num_rounds`: of those looked at."""
     record: dict[str, Any]
@@ -41,6 +51,8 @@ class FinishedRun(NamedTuple):
     """{"knn.200": .876, "retrieval.R@1": .799, ...}, shares in [0, 1]."""
     best: tuple[float, float] | None
     """The largest `main_number` of those seen while training, and its epoch."""
+    sessions: list[Session]
+    """The starts up to the step looked at, oldest first."""
     is_whole: bool
     """Whether no round of the run is missing."""
 
@@ -60,36 +72,39 @@ def read_finished(workdir: Path) -> FinishedRun | None:
     Raises:
       UserError: a file of it cannot be read.
     """
-    return next((run for run in read_rounds(workdir) if run.is_whole), None)
+    record = read_workdir(workdir)
+    return whole_run(record) if record else None
 
 
-def read_rounds(workdir: Path) -> list[FinishedRun]:
-    """Return the run in `workdir` after each round that is evaluated at its end.
+def whole_run(record: Record) -> FinishedRun | None:
+    """Return a run with all its rounds; None where the last is not evaluated."""
+    return next((run for run in rounds_of(record) if run.is_whole), None)
 
-    Raises:
-      UserError: a file of it cannot be read.
-    """
-    files = {p.name: p for p in (workdir / "eval").glob("step_*.json")}
-    if not files:
-        return []
-    settings = flatten(read_config(workdir / "config.json"))
-    some = _read_record(next(iter(files.values())))
-    images = some["protocol"]["data"]["train_images"]
-    epochs = settings["num_epochs"]
-    round_steps = epochs * (images // max(settings["batch_size"], 1))
-    found = []
-    rounds = settings["num_rounds"]
-    for number in range(1, rounds + 1):
-        if path := files.get(f"step_{number * round_steps}.json"):
-            record = _read_record(path)
-            numbers = accuracies(record)
-            best = _best(
-                workdir / "metrics.jsonl", main_number(numbers), number * epochs
-            )
-            of_round = settings | {"num_rounds": number}
-            whole = number == rounds
-            found.append(FinishedRun(workdir, of_round, record, numbers, best, whole))
-    return found
+
+def rounds_of(record: Record) -> list[FinishedRun]:
+    """Return a run after each of its rounds that is evaluated at its end."""
+    settings = flatten(record.config)
+    evaluations = {found["step"]: found for found in record.evaluations}
+    ends = round_ends(record.config, record.evaluations[-1]) if evaluations else []
+    runs = []
+    for number, step in enumerate(ends, start=1):
+        if step not in evaluations:
+            continue
+        numbers = accuracies(evaluations[step])
+        epochs = number * settings["num_epochs"]
+        sessions = record.sessions
+        run = FinishedRun(
+            record.path,
+            record.name,
+            settings | {"num_rounds": number},
+            evaluations[step],
+            numbers,
+            _best(record.watched, main_number(numbers), epochs),
+            [s for s in sessions if s["from_step"] < step or s is sessions[0]],
+            number == len(ends),
+        )
+        runs.append(run)
+    return runs
 
 
 def telling(run: FinishedRun) -> dict[str, Any]:
@@ -97,9 +112,6 @@ def telling(run: FinishedRun) -> dict[str, Any]:
 
     `data.content` is a hash of the images in their order, and of `model.dtype=auto` it
     is said what that was where the run trained, if it did and noted where.
-
-    Raises:
-      UserError: its run.json cannot be read.
     """
     data = run.record["protocol"]["data"]
     settings = run.settings | {
@@ -109,22 +121,27 @@ def telling(run: FinishedRun) -> dict[str, Any]:
     }
     if knn := run.record["protocol"].get("knn"):
         settings["knn.temperature"] = knn["temperature"]
-    devices = {session["device"] for session in sessions_of(run)}
+    devices = {session["device"] for session in run.sessions}
     if settings["model.dtype"] == "auto" and devices and run.record["step"]:
         types = {"float32" if device == "cpu" else "bfloat16" for device in devices}
         settings["model.dtype"] = f"auto ({', '.join(sorted(types))})"
-    return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
+    return deciding(settings)
 
 
-def sessions_of(run: FinishedRun) -> list[Session]:
-    """Return the starts of a run up to the step looked at, oldest first.
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that decide no number of this run.
 
-    Raises:
-      UserError: its run.json cannot be read.
+    Besides what is `INCIDENTAL`: those of a term that is left out, and of an untrained
+    encoder all of training's.
     """
-    sessions = read_sessions(run.workdir)
-    step = run.record["step"]
-    return [s for s in sessions if s["from_step"] < step or s is sessions[0]]
+    idle: tuple[str, ...] = INCIDENTAL
+    if not settings["num_epochs"]:
+        idle += OF_TRAINING
+    if not settings["lambda_intra"]:
+        idle += ("intra.",)
+    if not settings["lambda_inter"]:
+        idle += ("inter.", "interpolation.")
+    return {k: v for k, v in settings.items() if not k.startswith(idle)}
 
 
 def judged_by(run: FinishedRun) -> dict[str, Any]:
@@ -152,7 +169,7 @@ def check_rules(runs: Sequence[FinishedRun]) -> None:
       UserError: two runs were evaluated by different ones, or on different images.
     """
     for run in runs[1:]:
-        names = f"{runs[0].workdir} and {run.workdir}"
+        names = f"{runs[0].path} and {run.path}"
         one, other = (
             each.record["protocol"]["data"]["content_hash"] for each in (runs[0], run)
         )
@@ -166,7 +183,7 @@ def check_rules(runs: Sequence[FinishedRun]) -> None:
         for run, rule in judged[1:]:
             if rule != judged[0][1]:
                 raise UserError(
-                    f"{judged[0][0].workdir} and {run.workdir} have different "
+                    f"{judged[0][0].path} and {run.path} have different "
                     f"protocols of {part}; evaluate both again in the same way"
                 )
 
@@ -229,42 +246,16 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _best(
-    path: Path, number: str | None, last_epoch: int
+    watched: Sequence[dict[str, Any]], number: str | None, last_epoch: int
 ) -> tuple[float, float] | None:
-    if number is None or not path.exists():
+    if number is None:
         return None
     part, _, key = number.partition(".")
     found = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in watched:
         try:
-            record = json.loads(line)
-            found.append((float(record[part][key]), float(record["epoch"])))
-        except (ValueError, KeyError, TypeError):  # cut short, or of another kind
+            found.append((float(line[part][key]), float(line["epoch"])))
+        except (ValueError, KeyError, TypeError):  # of another kind
             continue
     found = [pair for pair in found if math.isfinite(pair[0]) and pair[1] <= last_epoch]
     return max(found, key=lambda pair: pair[0], default=None)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return an evaluation, of which all that tables need is there.
-
-    Raises:
-      UserError: it is none, or a number in it is not finite.
-    """
-    try:
-        record = json.loads(path.read_text())
-        protocol = record["protocol"]
-        record["step"], protocol["transform"], record.get("refused", {}).keys()
-        data = ("train_images", "test_images", "content_hash")
-        train, test, content = (protocol["data"][key] for key in data)
-        train + test, content[:12]
-        for part in record.keys() & set(PARTS):
-            protocol.get(part, {}).items()
-            if not all(math.isfinite(value) for value in record[part].values()):
-                raise ValueError(f"a number of {part} is not finite")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no evaluation ({type(error).__name__}: {error}); remove it and "
-            "run `python -m eir_jax.evaluate` again"
-        ) from None
-    return record

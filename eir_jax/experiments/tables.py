@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 from eir_jax.evaluation.scores import main_number
 from eir_jax.experiments import paper
 from eir_jax.experiments.runs import (
-    INCIDENTAL,
     NOT_RUN,
     FinishedRun,
     best_words,
     cell,
     check_rules,
+    deciding,
     judged_by,
     markdown,
     percent,
-    sessions_of,
     summarise,
     telling,
     title,
@@ -32,8 +30,6 @@ from eir_jax.system.errors import UserError
 from eir_jax.system.files import replacing
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-# What a workdir holds besides runs of its own.
-PARTS_OF_A_RUN = {"checkpoints", "damaged", "eval", "figures", "profile", "tensorboard"}
 CAPTION = (
     "Written by `python -m eir_jax.results`. Per cent, of the last epoch: mean ± "
     "standard deviation (n - 1) over n seeds; difference in points. Best: of the "
@@ -45,23 +41,6 @@ QUOTED = "quoted"  # of a system that nothing here runs
 NOT_WATCHED = "not evaluated while training"
 Group = list[FinishedRun]
 """Runs of the same settings on the same images, of different seeds."""
-
-
-def find_workdirs(folder: Path) -> Iterator[Path]:
-    """Yield the workdirs under `folder`, in the order of their names.
-
-    Links are followed, each folder is looked at once, and a workdir may lie in another.
-    """
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(path)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        if "config.json" in files:
-            folders[:] = [name for name in folders if name not in PARTS_OF_A_RUN]
-            yield Path(path)
 
 
 def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
@@ -78,7 +57,7 @@ def group_by_settings(runs: Sequence[FinishedRun]) -> list[Group]:
         seed = run.settings["seed"]
         same = [other for other in group if other.settings["seed"] == seed]
         if same:
-            words = f"{same[0].workdir} and {run.workdir} have settings and seed"
+            words = f"{same[0].path} and {run.path} have settings and seed"
             print(f"warning: {words} in common; the first counts", file=sys.stderr)
             continue
         group.append(run)
@@ -94,7 +73,7 @@ def asked(row: paper.Row) -> dict[str, Any]:
     assert row.settings is not None
     settings = config | row.settings
     settings |= {"data.train_images": train, "data.test_images": test}
-    return {k: v for k, v in settings.items() if not k.startswith(INCIDENTAL)}
+    return deciding(settings)
 
 
 def counts_for(row: paper.Row, groups: Sequence[Group]) -> Group:
@@ -122,13 +101,8 @@ def counts_for(row: paper.Row, groups: Sequence[Group]) -> Group:
     return max((g for g in groups if is_asked(g[0])), key=len, default=[])
 
 
-def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
-    """Yield the lines of all tables.
-
-    Args:
-      groups: as `group_by_settings` returns them.
-      folders: that the runs lie in, and their names are relative to.
-    """
+def all_tables(groups: list[Group]) -> Iterator[str]:
+    """Yield the lines of all tables, of what `group_by_settings` returns."""
     yield from (CAPTION, "")
     of_paper = []
     for table in paper.TABLES:
@@ -151,10 +125,10 @@ def ledger(groups: list[Group], folders: Sequence[Path]) -> Iterator[str]:
         if usual:
             words = ", ".join(f"{key}={value}" for key, value in usual.items())
             yield from (f"Where a row does not say otherwise: {words}.", "")
-        yield from (*markdown(_other_rows(members, usual, folders)), "")
+        yield from (*markdown(_other_rows(members, usual)), "")
     if groups:
         yield from ("### What each ran on", "")
-        yield from (*markdown(_run_rows(groups, folders)), "")
+        yield from (*markdown(_run_rows(groups)), "")
 
 
 def replace_block(path: Path, text: str) -> None:
@@ -219,38 +193,37 @@ def _probe(run: FinishedRun) -> dict[str, Any]:
 def _usual(settings: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the settings that are not all alike, at their most frequent value."""
     every = dict.fromkeys(key for setting in settings for key in setting)
-    values = {key: [setting.get(key) for setting in settings] for key in every}
+    values = {key: [s[key] for s in settings if key in s] for key in every}
     return {k: max(v, key=v.count) for k, v in values.items() if v.count(v[0]) < len(v)}
 
 
-def _other_rows(
-    groups: list[Group], usual: dict[str, Any], folders: Sequence[Path]
-) -> list[list[str]]:
+def _other_rows(groups: list[Group], usual: dict[str, Any]) -> list[list[str]]:
     wanted = ("knn.", "linear.top-1", "retrieval.R@1")
     found = (number for group in groups for run in group for number in run.numbers)
     columns = [n for n in dict.fromkeys(found) if n.startswith(wanted)]
     rows = [["", "settings", "n", *map(title, columns), "best"]]
     for group in groups:
         cells = [cell(values_of(group, column), len(group)) for column in columns]
-        own = {key: telling(group[0]).get(key) for key in usual}
-        words = ", ".join(f"{k}={v}" for k, v in own.items() if v != usual[k])
+        own = telling(group[0])
+        others = {k: own[k] for k in usual if k in own and own[k] != usual[k]}
+        words = ", ".join(f"{key}={value}" for key, value in others.items())
         best = best_words(group)
         if best:
             best = f"{title(str(main_number(group[0].numbers)))}: {best}"
-        rows.append([_name(group, folders), words, str(len(group)), *cells, best])
+        rows.append([_name(group), words, str(len(group)), *cells, best])
     return rows
 
 
-def _run_rows(groups: list[Group], folders: Sequence[Path]) -> list[list[str]]:
+def _run_rows(groups: list[Group]) -> list[list[str]]:
     rows = [["run", "seed", "steps", "commit", "hardware", "wall time", "command"]]
     for run in (run for group in groups for run in group):
         step = run.record["step"]
         rows.append(
             [
-                str(_relative(run.workdir, folders)),
+                run.name,
                 str(run.settings["seed"]),
                 f"{step:,}{_left_out(run)}",
-                *_ran_on(sessions_of(run), step),
+                *_ran_on(run.sessions, step),
             ]
         )
     return rows
@@ -299,12 +272,6 @@ def _data_words(run: FinishedRun) -> str:
     )
 
 
-def _name(group: Group, folders: Sequence[Path]) -> str:
-    path = _relative(group[0].workdir, folders)
-    seed = f"seed{group[0].settings['seed']}"
-    return str(path.parent if path.name == seed else path)
-
-
-def _relative(workdir: Path, folders: Sequence[Path]) -> Path:
-    folder = next(f for f in folders if workdir.is_relative_to(f))
-    return workdir if workdir == folder else workdir.relative_to(folder)
+def _name(group: Group) -> str:
+    name = group[0].name
+    return name.removesuffix(f"/seed{group[0].settings['seed']}")

@@ -23,7 +23,7 @@ DPI = 150
 PANELS = {
     "Loss and its terms": ("loss", "loss_instance", "loss_intra", "loss_inter"),
     "kNN top-1 accuracy": ("knn/",),
-    "R@K within the test set": ("retrieval/",),
+    "R@K, each image among the others": ("retrieval/",),
     "Learning rate": ("learning_rate",),
     "Images per second": ("images_per_second",),
 }

@@ -93,6 +93,7 @@ def neighbour_grid(
     cosine: Float[np.ndarray, "query k"] | None = None,
     *,
     row_names: Sequence[str] | None = None,
+    image_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> None:
@@ -109,6 +110,7 @@ def neighbour_grid(
         path: of the PNG; its folders are made.
         cosine: of each neighbour, written below it.
         row_names: of each query's row, written below it; the names of two runs, say.
+        image_names: of each row of the set, the files' own; below each neighbour.
         class_names: by class; the class's number when left out.
         title: above the figure.
 
@@ -144,7 +146,10 @@ def neighbour_grid(
             colour = UNKNOWN
             if known and label[other] >= 0:
                 colour = SAME if label[other] == label[row] else OTHER
-            if colour == OTHER:
+            if image_names is not None:
+                (line,) = page.wrapped(image_names[other], 1)
+                below.append((line, colour if colour == OTHER else QUERY, "normal"))
+            elif colour == OTHER:
                 (line,) = page.wrapped(name_of(other), 1)
                 below.append((line, OTHER, "normal"))
             page.image(i, j + 1, images[other], colour, below)
@@ -245,5 +250,7 @@ class _Page:
     def wrapped(self, name, lines):
         """Break a class's name into at most so many lines of a cell's width."""
         most = round(self.cell / self.font / 0.62)
-        name = name.replace("_", " ")
+        if lines == 1:  # the end of a file's name tells more than its middle
+            half = (most - 1) // 2
+            return [name if len(name) <= most else f"{name[:half]}…{name[-half:]}"]
         return textwrap.wrap(name, most, max_lines=lines, placeholder="…") or [""]

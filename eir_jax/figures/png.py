@@ -1,5 +1,6 @@
 """Pictures written whole or not at all."""
 
+import warnings
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,9 @@ def write_png(figure: Figure, path: Path) -> None:
         UserError: the folder cannot be written.
     """
     try:
-        with replacing(path) as part:
+        with replacing(path) as part, warnings.catch_warnings():
+            # Names of classes in scripts that the font lacks are drawn as boxes.
+            warnings.filterwarnings("ignore", r"Glyph .* missing from font")
             FigureCanvasAgg(figure).print_png(part)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None

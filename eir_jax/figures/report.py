@@ -25,15 +25,16 @@ TASKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "linear": ("Linear classification", {"linear": "Linear probe on frozen features"}),
-    "retrieval": ("Retrieval", {"retrieval": "Retrieval within the test set"}),
+    "retrieval": ("Retrieval", {"retrieval": "Each image among the others"}),
 }
 SETTINGS = ("learning_rate", "weight_decay")  # of a part: how it came about, no result
 HEALTH = {
     "rank_me": (
         "RankMe",
         "About how many independent directions the embedding uses: near 1 it has "
-        "collapsed, at its dimension it uses all of them.",
+        "collapsed; it can be at most its dimension, and at most the rows measured.",
     ),
+    "rows": ("Rows", "Of how many images health is measured."),
     "embedding_std": (
         "Embedding deviation",
         "How far the embeddings of different images lie apart: 1 is spread over the "
@@ -49,6 +50,31 @@ HEALTH = {
         "Mean squared distance of two views of an image: 0 is the same embedding for "
         "both, 2 is no relation.",
     ),
+}
+PICTURES = {  # by how their titles begin
+    "Nearest neighbours": "At the left pictures chosen at random, each beside the most "
+    "similar ones by the embedding; green: of its class, pink: of another.",
+    "Test embedding": "Each point is a picture, near those that the embedding finds "
+    "similar. Distances between groups mean little.",
+    "Training": "What the run noted while it trained; thin lines are the numbers "
+    "themselves, thick ones a running mean.",
+}
+PANELS = {
+    "Loss and its terms": "What is minimised, and its terms before their lambda.",
+    "kNN top-1 accuracy": "Share of test pictures whose class their neighbours elect.",
+    "R@K within the test set": "Share with one of their class among the K nearest.",
+    "Learning rate": "Of each step; it falls at optimizer.milestones.",
+    "Images per second": "How fast training went, compilation and evaluation left out.",
+    "Alignment": "Mean squared distance of two views of a picture; 0: the same.",
+    "Bank drift": "How far the bank's rows move when they are renewed; 0: not at all.",
+    "Embedding std": "How far different pictures lie apart; near 0 all look alike.",
+    "Entropy": "Of the distributions p and q (one a view) over all rows, in nats: 0 is "
+    "certain, the logarithm of the number of pictures is no idea.",
+    "Gradient norm": "Length of the gradient of all parameters.",
+    "Positive rank": "Place of a picture's own row among all by similarity.",
+    "RankMe": "About how many independent directions the embedding uses.",
+    "Uniformity": "How evenly embeddings fill the sphere; the more negative, the more "
+    "even.",
 }
 ABSENT = "—"
 STYLE = """
@@ -73,7 +99,7 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 .cards strong { display: block; font-size: 1.8rem; line-height: 1.3; }
 .cards li > span { display: block; }
 .warning { background: var(--warn); border-radius: .6rem; padding: .7rem 1rem; }
-.scroll { overflow-x: auto; }
+.scroll, .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .5rem .35rem 0; text-align: left;
   border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -84,6 +110,8 @@ tbody th { font-weight: 500; }
 .numbers th { white-space: nowrap; }
 .words th { white-space: nowrap; width: 1%; padding-right: 1.2rem; }
 .words td { min-width: 8rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { /* a picture's words stay legible: it is moved sideways */
+  figure img { max-width: none; width: 46rem; } }
 @media (max-width: 30rem) {
   .cards li:last-child:nth-child(odd) { grid-column: 1 / -1; } }
 .up { color: var(--good); } .down { color: var(--bad); }
@@ -103,6 +131,7 @@ def write_report(
     figures: dict[str, Path],
     path: Path,
     *,
+    made: dict[str, str] | None = None,
     paper: Record | None = None,
     compare: Record | None = None,
 ) -> None:
@@ -113,6 +142,7 @@ def write_report(
         config_flat: {dotted key: value} of every setting.
         figures: {title: PNG}; they are copied into the page.
         path: of the HTML file; its folders are made.
+        made: what made the run and its evaluation, {what: words}.
         paper: {"table": where from, "knn": {"5": 0.866}, ...}, shares like ours.
         compare: the record of another run, with its name as `label`.
 
@@ -130,12 +160,17 @@ def write_report(
         *(f'<p class="warning">{escape(w)}</p>' for w in record.get("warnings", ())),
         _cards(record, paper),
         "</header><main>",
+        _notes(record),
         *tasks,
         _health(record, protocol),
         _section("Pictures", map(_picture, figures, figures.values())),
         _section(
             "How it was made",
-            [_details("Data and images", rest), _details("Settings", config_flat)],
+            [
+                _details("Commands, commits, devices", made or {}, is_open=True),
+                _details("Data and images", rest),
+                _details("Settings", config_flat),
+            ],
         ),
         "</main>",
     ]
@@ -149,9 +184,21 @@ def write_report(
     _write(head + "\n".join(filter(None, parts)) + "\n</body></html>\n", Path(path))
 
 
+def _notes(record):
+    """Return what is to be known of the data and the numbers, and what is left out."""
+    lines = list(record.get("notes", ()))
+    lines += [
+        f"Without {task}: {why}" for task, why in record.get("refused", {}).items()
+    ]
+    items = "".join(f"<li>{escape(line)}" for line in lines)
+    return _section("To know", [f'<ul class="soft">{items}</ul>']) if items else ""
+
+
 def _task(name, record, paper, compare):
     """Return a task's section: a table for each of its parts, then its protocol."""
     title, parts = TASKS[name]
+    if record["protocol"].get(name, {}).get("query") == "train":
+        title += " within train, each image among the others"
     tables = []
     for part, caption in parts.items():
         ours = record.get(part)
@@ -179,7 +226,7 @@ def _task(name, record, paper, compare):
 def _results(caption, ours, theirs, other):
     """Return the table of a part: ours, the paper's, the difference, another run's."""
     shown = {key: value for key, value in ours.items() if key not in SETTINGS}
-    head = ["%", "ours"]
+    head = ["%", "ours" if theirs or other else "this run"]
     head += ["paper's EIR", "difference"] if theirs else []
     head += [other[0]] if other else []
     rows = []
@@ -252,9 +299,12 @@ def _picture(title, path):
         picture = base64.b64encode(Path(path).read_bytes()).decode()
     except OSError as error:
         raise UserError(f"picture {path} cannot be read: {error}") from None
+    words = next((w for start, w in PICTURES.items() if title.startswith(start)), "")
+    panels = _details("What each panel is", PANELS) if title == "Training" else ""
     return (
-        f"<figure><h3>{escape(title)}</h3>"
-        f'<img alt="{escape(title)}" src="data:image/png;base64,{picture}"></figure>'
+        f'<figure><h3>{escape(title)}</h3><div class="wide">'
+        f'<img alt="{escape(title)}" src="data:image/png;base64,{picture}"></div>'
+        f'<figcaption class="soft">{escape(words)}</figcaption>{panels}</figure>'
     )
 
 
@@ -263,7 +313,7 @@ def _section(title: str, body: Iterable[str]) -> str:
     return f"<section><h2>{escape(title)}</h2>\n{text}\n</section>" if text else ""
 
 
-def _details(title: str, values: dict[str, Any]) -> str:
+def _details(title: str, values: dict[str, Any], is_open: bool = False) -> str:
     """Return a table of words that opens at a click; nothing without values."""
     rows = "".join(
         f'<tr><th scope="row">{escape(key)}<td>{escape(_plain(value))}'
@@ -272,7 +322,7 @@ def _details(title: str, values: dict[str, Any]) -> str:
     )
     tag = f" <code>{escape(str(values['hash']))}</code>" if "hash" in values else ""
     return (
-        f"<details><summary>{escape(title)}{tag}</summary>"
+        f"<details{' open' * is_open}><summary>{escape(title)}{tag}</summary>"
         f'<div class="scroll"><table class="words"><tbody>{rows}</tbody></table></div>'
         "</details>"
         if rows
@@ -300,9 +350,9 @@ def _percent(share: float | None) -> str:
     return ABSENT if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
 
 
-def _difference(ours: float, theirs: float | None) -> str:
+def _difference(ours: float | None, theirs: float | None) -> str:
     """Return ours - theirs in percentage points, signed and coloured."""
-    if theirs is None or not math.isfinite(ours - theirs):
+    if ours is None or theirs is None or not math.isfinite(ours - theirs):
         return ABSENT
     points = round(100 * (ours - theirs), 2) + 0.0  # no -0.00
     kind = "up" if points > 0 else "down" if points < 0 else "soft"

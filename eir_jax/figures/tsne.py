@@ -20,6 +20,7 @@ MARKERS = "o^"  # the second ten classes have the colours again, and triangles
 
 
 UNKNOWN = "#c4c4c4"
+LEAST_POINTS = 3
 
 
 def draw_tsne(
@@ -89,8 +90,10 @@ def tsne_coordinates(
     from threadpoolctl import threadpool_limits
 
     rows = unit_rows(np.asarray(embedding, np.float32), "the embedding")
-    if len(rows) < 3 or rows.shape[1] < 2:
-        raise UserError(f"t-SNE needs 3 rows of 2 numbers, not {list(rows.shape)}")
+    if len(rows) < LEAST_POINTS or rows.shape[1] < 2:
+        raise UserError(
+            f"t-SNE needs {LEAST_POINTS} rows of 2 numbers, not {list(rows.shape)}"
+        )
     spread = bool(np.ptp(rows, axis=0).max() > 1e-6)
     tsne = TSNE(
         init="pca" if spread else "random",
@@ -124,5 +127,5 @@ def _legend_beside(axes, names, inks, unlabelled):
 
 def _class_name(class_names, wanted):
     known = class_names is not None and wanted < len(class_names)
-    name = str(class_names[wanted] if known else wanted).replace("_", " ")
+    name = str(class_names[wanted] if known else wanted)
     return name if len(name) <= 18 else name[:17] + "…"

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from eir_jax.data.dataset import Dataset, Split, is_grey, labelled
 from eir_jax.objectives.bank import make_bank_objective
 from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
@@ -14,6 +16,7 @@ from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
+from eir_jax.system.errors import UserError
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
@@ -29,6 +32,7 @@ SYSTEMS = (
     "supervised",
 )
 """What `config.objective` may be."""
+GREY_AT = 100  # images looked at
 
 
 def make_objective(
@@ -63,11 +67,6 @@ def make_objective(
             return make_supervised_objective()
         case name:
             raise ValueError(f"objective={name!r} is none of {', '.join(SYSTEMS)}")
-
-
-def needs_labels(config: ConfigDict) -> bool:
-    """Tell whether batches hold each instance's `label`."""
-    return config.objective == "supervised"
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
@@ -129,11 +128,6 @@ def problems(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def needs_colour(config: ConfigDict) -> bool:
-    """Tell whether grey images cannot be trained on."""
-    return config.objective == "cmc"
-
-
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """Yield what is wrong with them for so many training images."""
     batch = config.batch_size
@@ -149,3 +143,34 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"clusters.count={config.clusters.count} exceeds the {num_examples} "
             f"training images; use at most {num_examples}"
         )
+
+
+def training_split(
+    config: ConfigDict, dataset: Dataset
+) -> tuple[Split, np.ndarray | None]:
+    """Return what is trained on, and its labels where the objective asks for them.
+
+    Raises:
+      UserError: it asks for labels, and there are none or more than it has classes; or
+        for colours, and there are none.
+    """
+    if config.objective == "cmc" and is_grey(dataset.train.images[:GREY_AT]):
+        raise UserError(
+            f"the first {GREY_AT} train images of {dataset.name} are grey: objective="
+            f"{config.objective} tells colours from lightness; use another, like iraug"
+        )
+    if config.objective != "supervised":
+        return dataset.train, None
+    labels, classes = dataset.train.labels, config.model.num_classes
+    if labels is None or labels.max() < 0:
+        raise UserError(
+            f"the train images of {dataset.name} have no labels, which objective="
+            f"{config.objective} needs; use another objective, like iraug"
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"model.num_classes={classes} is less than the classes of "
+            f"{dataset.name}; use {labels.max() + 1}"
+        )
+    split = labelled(dataset, "train")
+    return split, split.labels

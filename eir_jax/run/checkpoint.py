@@ -36,7 +36,7 @@ class Checkpoints:
 
     Args:
       directory: the folder, made on the first save.
-      keep: newest checkpoints to keep, beside the best (by `metric` of `save`).
+      keep: newest checkpoints to keep, beside the best (by `knn` of `save`).
       keep_every: steps of a round, whose ends are kept too; 0: there is one round.
       read_only: never change the folder.
     """
@@ -48,10 +48,12 @@ class Checkpoints:
         keep_every: int = 0,
         read_only: bool = False,
     ):
-        def metric(metrics: dict[str, float]) -> float:
-            return metrics["knn"]
+        def metric(metrics: dict[str, Any]) -> float:
+            same = metrics.get("protocol", "") == self._protocol
+            return metrics["knn"] if same else -1.0
 
         self.directory = directory
+        self._protocol = ""
         best = policies.BestN(
             get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
         )
@@ -69,6 +71,10 @@ class Checkpoints:
                 create=not read_only,
             ),
         )
+        for step in self.steps:
+            if metrics := self._manager.metrics(step):
+                self._protocol = metrics.get("protocol", "")  # older ones have none
+                break
 
     @property
     def steps(self) -> list[int]:
@@ -77,13 +83,19 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the best kNN of those kept; None where none was evaluated."""
+        """The step with the best kNN of those kept; None where none was evaluated.
+
+        Among those measured by the protocol of the newest: others do not compare.
+        """
         return self._manager.best_step()
 
-    def save(self, state: TrainState, meta: Meta, knn: float | None) -> None:
+    def save(
+        self, state: TrainState, meta: Meta, knn: float | None, protocol: str = ""
+    ) -> None:
         """Save `state` in the background; `knn` (in [0, 1]) ranks it for 'best'.
 
-        R@1 stands for kNN where the test classes are unseen.
+        R@1 stands for kNN where the test classes are unseen. `protocol` is the hash of
+        what decided the number: those of others take no part.
 
         Raises:
           UserError: the parameters are not finite (nothing is saved then), or the
@@ -102,7 +114,10 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
-        metrics = None if knn is None else {"knn": knn}
+        metrics = None
+        if knn is not None:
+            metrics = {"knn": knn, "protocol": protocol}
+            self._protocol = protocol
         with _disk_errors(step):
             self._manager.save(step, args=args, metrics=metrics)
 

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from eir_jax.system import processes
-from eir_jax.system.files import replacing
+from eir_jax.system.files import replacing, to_json
 
 
 class MetricsWriter:
@@ -45,7 +45,7 @@ class MetricsWriter:
         """Append {"step": step, **record}; nested records become 'a/b' scalars."""
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.write(to_json({"step": step, **record}) + "\n")
         values = [
             Summary.Value(tag=tag, simple_value=value)
             for tag, value in _scalars(record)

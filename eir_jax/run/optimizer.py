@@ -42,6 +42,35 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return warmed
 
 
+def schedule_note(config: ConfigDict, planned: int) -> str:
+    """Say that milestones lie beyond the last epoch, so that the rate does not fall.
+
+    Args:
+      config: the settings.
+      planned: the epochs that the milestones were chosen for, of the config file alone.
+
+    Returns:
+      A line, with the milestones at the same shares of the run; '' where all are
+      reached.
+    """
+    milestones, epochs = config.optimizer.milestones, config.num_epochs
+    beyond = [m for m in milestones if m >= epochs]
+    if not epochs or not beyond:
+        return ""
+    falls = "never falls" if len(beyond) == len(milestones) else "falls less often"
+    words = (
+        f"note: the learning rate {falls}: optimizer.milestones={milestones}, "
+        f"num_epochs={epochs}"
+    )
+    shares = [m * epochs // planned for m in milestones] if planned else []
+    if max(milestones) < planned and shares == sorted({*shares} - {0}):
+        words += (
+            "; the same shares of the run are --config.optimizer.milestones="
+            f"{','.join(map(str, shares))}"
+        )
+    return words
+
+
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> optax.GradientTransformation:

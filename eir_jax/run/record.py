@@ -13,7 +13,7 @@ from typing import Any
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import replacing
+from eir_jax.system.files import replacing, to_json
 
 Session = dict[str, Any]
 KEYS = (
@@ -63,7 +63,7 @@ class RunRecord:
         self._session["seconds"] = round(time.monotonic() - self._began, 1)
         sessions = [*self._before, self._session]
         with replacing(self._path) as part:
-            part.write_text(json.dumps({"sessions": sessions}, indent=2) + "\n")
+            part.write_text(to_json({"sessions": sessions}, indent=2) + "\n")
 
 
 def read_sessions(workdir: Path) -> list[Session]:
@@ -85,6 +85,35 @@ def read_sessions(workdir: Path) -> list[Session]:
             "go on without it"
         ) from None
     return sessions
+
+
+def made_by(workdir: Path) -> dict[str, str]:
+    """Return what made a run, and what evaluates it now: {what: words}.
+
+    Raises:
+      UserError: `run.json` is none of ours.
+    """
+    import jax
+
+    made = {}
+    if sessions := read_sessions(workdir):
+        last = sessions[-1]
+        device = f"{last['num_devices']} x {last['device']}"
+        made = {
+            "trained by": last["command"],
+            "trained on": f"{device}, JAX {last['jax']}",
+            "trained from": last.get("started", ""),
+            "steps of that start": f"{last['from_step']:,} to {last['to_step']:,}",
+            "commit, training": last["commit"],
+        }
+    devices = jax.devices()
+    return made | {
+        "evaluated by": shlex.join(["python", *sys.orig_argv[1:]]),
+        "evaluated on": f"{len(devices)} x {devices[0].device_kind}, "
+        f"JAX {jax.__version__}",
+        "evaluated at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit, evaluation": commit(),
+    }
 
 
 def commit() -> str:

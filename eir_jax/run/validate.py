@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,8 +13,9 @@ from eir_jax.models.encoder import HEADS
 from eir_jax.models.resnet import BLOCKS
 from eir_jax.objectives import systems
 from eir_jax.run.optimizer import OPTIMIZERS, SCHEDULES
-from eir_jax.system.config import flatten
+from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words, local_path
 
 CHOICES = {
     "objective": systems.SYSTEMS,
@@ -39,32 +41,39 @@ CHOICES = {
     "data.pipeline": ("tf.data", "device"),
     "data.placement": ("replicated", "sharded"),
 }
-RULES = {  # words: (test, the keys it holds for, separated by blanks)
+# words: (test, the keys it holds for, separated by blanks); of a tuple for each element
+RULES = {
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
-        "intra.ramp_steps model.num_classes optimizer.warmup_epochs",
+        "intra.ramp_steps data.held_out_seed linear.seed retrieval.nmi_limit "
+        "optimizer.milestones data.train_classes data.test_classes data.expected "
+        "model.num_classes optimizer.warmup_epochs",
     ),
     "at least 1": (
         lambda x: x >= 1,
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
-        "linear.batch_size queue.size nce.negatives clusters.count clusters.iterations",
+        "linear.batch_size knn.k retrieval.k queue.size nce.negatives clusters.count "
+        "clusters.iterations",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
         "temperature intra.temperature interpolation.alpha optimizer.learning_rate "
-        "knn.temperature",
+        "knn.temperature progress_every_seconds data.std views.crop_area "
+        "views.crop_aspect linear.learning_rates",
     ),
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,
         "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay "
-        "isif_augmented.extrapolation",
+        "optimizer.factors linear.weight_decays isif_augmented.extrapolation",
     ),
+    "finite": (math.isfinite, "data.mean"),
+    "in (0, 1)": (lambda x: 0 < x < 1, "linear.held_out"),
     "in [0, 1)": (
         lambda x: 0 <= x < 1,
-        "bank_momentum optimizer.momentum queue.key_momentum",
+        "bank_momentum optimizer.momentum data.held_out queue.key_momentum",
     ),
     "in (0, 1]": (lambda x: 0 < x <= 1, "neighbours.share"),
     "in [0, 1]": (
@@ -74,6 +83,17 @@ RULES = {  # words: (test, the keys it holds for, separated by blanks)
     ),
     "in [0, 0.5] turns": (lambda x: 0 <= x <= 0.5, "views.hue"),
 }
+# Tuples of any length from a least one on; all others are as long as in base.py.
+LEAST_LENGTH = {
+    "optimizer.milestones": 0,
+    "optimizer.factors": 0,
+    "knn.k": 1,
+    "retrieval.k": 1,
+    "linear.learning_rates": 1,
+    "linear.weight_decays": 1,
+}
+INCREASING = ("optimizer.milestones", "knn.k", "retrieval.k")
+FROM_TO = ("views.crop_area", "views.crop_aspect")  # low <= high
 
 
 def check_complete(config: ConfigDict, source: str) -> None:
@@ -82,8 +102,7 @@ def check_complete(config: ConfigDict, source: str) -> None:
     Raises:
       UserError: naming `source` and what it lacks.
     """
-    known = [*CHOICES, *(key for _, keys in RULES.values() for key in keys.split())]
-    if missing := sorted({*known} - flatten(config).keys()):
+    if missing := sorted(_known() - flatten(config).keys()):
         raise UserError(
             f"{source} lacks the settings {', '.join(missing)}, so another version of "
             "this program wrote it; add them as in configs/base.py, or train anew"
@@ -96,7 +115,14 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: naming every problem, each with the way out.
     """
-    problems = [*_choices(config), *_ranges(config), *_tuples(config)]
+    flat = flatten(config)
+    if missing := sorted(_known() - flat.keys()):
+        raise UserError(
+            f"the config lacks the settings {', '.join(missing)}; begin with `c = "
+            "base.get_config()`, as the files of configs/ do"
+        )
+    _raise([*_shapes(flat)])
+    problems = [*_choices(config), *_ranges(flat), *_tuples(config)]
     needed = {"arrays": "the .npz file", "folder": "the folder of pictures"}
     if config.data.source in needed and not config.data.path:
         problems.append(
@@ -105,6 +131,14 @@ def validate(config: ConfigDict) -> None:
         )
     problems += systems.problems(config)
     problems += _images(config.data)
+    for key in ("path", "class_list"):
+        try:
+            if config.data[key]:
+                local_path(config.data[key])
+        except UserError as error:
+            problems.append(f"data.{key}: {error}")
+    if config.linear.augment and config.linear.solver != "sgd":
+        problems.append("linear.augment=True needs linear.solver=sgd")
     problems += _profile(config)
     if config.batch_size % config.batch_norm.groups:
         problems.append(
@@ -115,16 +149,25 @@ def validate(config: ConfigDict) -> None:
     _raise(problems)
 
 
-def validate_sizes(
-    config: ConfigDict,
-    num_examples: int,
-    num_devices: int,
-    num_voters: int | None = None,
-) -> None:
-    """Check the settings against the data and the devices.
+def check_data_there(data: ConfigDict) -> None:
+    """Check that the file or folder that the settings name is there.
 
-    `num_voters` are the labelled training images, which vote in kNN; 0 where there is
-    no kNN, and all where it is left out.
+    Raises:
+      UserError: naming it, and the folder that a relative one is under.
+    """
+    if data.source not in ("arrays", "folder"):
+        return
+    path = local_path(data.path)
+    if not path.exists():
+        kind = "file" if data.source == "arrays" else "folder"
+        raise UserError(
+            f"there is no {kind} {in_words(path)}, which data.path names; give "
+            "--config.data.path to train, --data_path to evaluate"
+        )
+
+
+def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> None:
+    """Check the settings against the data and the devices.
 
     Raises:
       UserError: naming every problem, each with the way out.
@@ -148,14 +191,6 @@ def validate_sizes(
         problems.append(
             f"profile_steps={config.profile_steps} goes beyond the last step; give "
             f"steps from 1 to {steps}"
-        )
-    voters = num_examples if num_voters is None else num_voters
-    if config.eval_every_epochs and 0 < voters < max(config.knn.k):
-        fitting = ",".join(str(k) for k in config.knn.k if k <= voters)
-        problems.append(
-            f"knn.k={config.knn.k} asks for more neighbours than the {voters} "
-            f"{'labelled ' * (voters < num_examples)}training images; use "
-            f"--config.knn.k={fitting or voters}"
         )
     _raise(problems)
 
@@ -184,6 +219,11 @@ def _nearest_multiples(value: int, divisor: int) -> str:
     return f"{below} or {above}" if below else f"{above}"
 
 
+def _known() -> set[str]:
+    keys = (key for _, keys in RULES.values() for key in keys.split())
+    return {*CHOICES, *LEAST_LENGTH, *keys}
+
+
 def _choices(config: ConfigDict) -> Iterator[str]:
     flat = flatten(config)
     for key, allowed in CHOICES.items():
@@ -191,12 +231,37 @@ def _choices(config: ConfigDict) -> Iterator[str]:
             yield f"{key}={flat[key]!r} is none of {', '.join(allowed)}"
 
 
-def _ranges(config: ConfigDict) -> Iterator[str]:
-    flat = flatten(config)
+def _shapes(flat: dict[str, Any]) -> Iterator[str]:
+    """Yield where a tuple is none, or has another length or elements of another kind.
+
+    What each is to be follows from its value in configs/base.py.
+    """
+    for key, like in base_values().items():
+        value = flat.get(key)
+        if not isinstance(like, tuple):
+            continue
+        kind = type(like[0])
+        least = LEAST_LENGTH.get(key, len(like))
+        most = math.inf if key in LEAST_LENGTH else least
+        words = f"{least}" if most == least else f"{least} or more"
+        name = {int: "whole numbers", float: "numbers"}[kind]
+        if not (
+            isinstance(value, tuple)
+            and least <= len(value) <= most
+            and all(type(element) in (int, kind) for element in value)
+        ):
+            yield f"{key}={value!r} must be {words} {name}, such as {like}"
+
+
+def _ranges(flat: dict[str, Any]) -> Iterator[str]:
     for words, (holds, keys) in RULES.items():
         for key in keys.split():
-            if not holds(flat[key]):  # NaN never holds
-                yield f"{key}={flat[key]} must be {words}"
+            value = flat[key]
+            if not isinstance(value, tuple):
+                if not holds(value):  # NaN never holds
+                    yield f"{key}={value} must be {words}"
+            elif not all(map(holds, value)):
+                yield f"{key}={value} must be {words}, each of it"
 
 
 def _profile(config: ConfigDict) -> Iterator[str]:
@@ -242,21 +307,19 @@ def _tuples(config: ConfigDict) -> Iterator[str]:
             f"optimizer.milestones has {len(c.milestones)} epochs and "
             f"optimizer.factors {len(c.factors)} numbers; give one factor a milestone"
         )
-    if list(c.milestones) != sorted(set(c.milestones)) or min(c.milestones) < 0:
-        yield f"optimizer.milestones={c.milestones} is not increasing from 0 on"
-    for key in ("mean", "std"):
-        value = config.data[key]
-        if len(value) != 3 or (key == "std" and min(value) <= 0):
-            yield f"data.{key}={value} is not three numbers" + (
-                " above 0" if key == "std" else ""
+    flat = flatten(config)
+    for key in INCREASING:
+        if list(flat[key]) != sorted(set(flat[key])):
+            yield f"{key}={flat[key]} is not increasing"
+    for key in FROM_TO:
+        if flat[key][0] > flat[key][1]:
+            yield f"{key}={flat[key]} is not low, high"
+    if config.views.crop_area[1] > 1:
+        yield f"views.crop_area={config.views.crop_area} are no shares of an image"
+    for key in ("train_classes", "test_classes"):
+        first, end = config.data[key]
+        if (first, end) != (0, 0) and first >= end:
+            yield (
+                f"data.{key}={config.data[key]} is not (first, after the last); "
+                "(0, 0) are all"
             )
-    low, high = (*config.views.crop_area, 0, 0)[:2]
-    if len(config.views.crop_area) != 2 or not 0 < low <= high <= 1:
-        yield f"views.crop_area={config.views.crop_area} is not 0 < low <= high <= 1"
-    low, high = (*config.views.crop_aspect, 0, 0)[:2]
-    if len(config.views.crop_aspect) != 2 or not 0 < low <= high:
-        yield f"views.crop_aspect={config.views.crop_aspect} is not 0 < low <= high"
-    for group in ("knn", "retrieval"):
-        k = config[group].k
-        if not k or min(k) < 1 or list(k) != sorted(set(k)):
-            yield f"{group}.k={k} is not an increasing list of numbers from 1 on"

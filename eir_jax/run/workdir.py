@@ -17,6 +17,7 @@ from eir_jax.system.errors import UserError
 RECORDING_KEYS = (
     *("paper.", "evaluation_batch_size", "log_every_steps", "eval_every_epochs"),
     *("checkpoint_every_epochs", "keep_checkpoints", "profile_steps"),
+    "progress_every_seconds",
 )
 # A run may go on with other values of these: they decide what is recorded, where the
 # data lies and when training ends, not what any step computes. So may num_epochs while

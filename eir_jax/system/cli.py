@@ -1,4 +1,4 @@
-"""What the command lines share: settings from the flags, errors as one line."""
+"""What the command lines share: their paths, errors as one line, how they end."""
 
 import argparse
 import errno
@@ -6,25 +6,32 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from eir_jax.system import processes
+from eir_jax.system import files, interruption, processes
 from eir_jax.system.errors import UserError, first_line, lacks_memory
 
 EXIT_BAD_INPUT = 2
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line and exit with its status (default 0).
 
-    UserError becomes one line on stderr and status 2. One of several processes takes
-    the others with it, however it ends.
+    UserError, and what the system says of a file, become one line on stderr and status
+    2; a signal one line and 128 + its number. One of several processes takes the others
+    with it, however it ends.
     """
+    interruption.heed()
     quiet_libraries()
+    # Names of files may hold what no encoding has.
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
         processes.finish()
+        interruption.finished(status or 0)
     except UserError as error:
         processes.fail(str(error), EXIT_BAD_INPUT)
         sys.exit(_fail(str(error)))
@@ -33,8 +40,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         processes.fail("nobody reads what is printed", 1)
         status = 1
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            message = f"{error}; make room and start again: what was saved is kept"
+        if isinstance(error, OSError) and _is_of_files(error):
+            message = first_line(error)
+            if error.errno in FULL:
+                message += "; make room and start again: what was saved is kept"
+            processes.fail(message, EXIT_BAD_INPUT)
             sys.exit(_fail(message))
         if lacks_memory(error):
             message = (
@@ -65,11 +75,24 @@ class Parser(argparse.ArgumentParser):
         sys.exit(_fail(f"{message} (see `{self.prog} --help`)"))
 
 
+def path(text: str) -> Path:
+    """Read a flag that is a path: the `type` of all of them."""
+    try:
+        return files.local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
+
+
+def _is_of_files(error: OSError) -> bool:
+    """Tell whether the system refused a file, not a network or a process."""
+    return error.filename is not None or error.errno in (*FULL, errno.EROFS)
 
 
 def _fail(message: str) -> int:

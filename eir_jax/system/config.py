@@ -15,9 +15,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import replacing
+from eir_jax.system.files import in_words, replacing
 
 BASE = Path(__file__).parents[2] / "configs" / "base.py"
+DEEP = (RecursionError, MemoryError)  # of brackets without an end
 OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -91,8 +92,9 @@ def read_config(path: Path) -> ConfigDict:
     try:
         return complete(json.loads(path.read_text()))
     except FileNotFoundError:
+        why = f"it holds no {path.name}" if path.parent.is_dir() else "there is none"
         raise UserError(
-            f"{path.parent} is no workdir: it holds no {path.name}; give the --workdir "
+            f"{in_words(path.parent)} is no workdir: {why}; give the --workdir "
             "of a run of eir_jax.main"
         ) from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -117,6 +119,11 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
         if value is None:
             raise ValueError(f"{key} has no value")
     return config
+
+
+def base_values() -> dict[str, Any]:
+    """Return {dotted key: value} of configs/base.py, which may be absent."""
+    return flatten(_base())
 
 
 def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _run_config_file(path: str) -> ConfigDict:
             file.name, [p.name for p in Path("configs").glob("*.py")], cutoff=0.5
         )
         hint = f"; did you mean configs/{near[0]}?" if near else ""
-        raise UserError(f"there is no config file {path}{hint}")
+        raise UserError(f"there is no config file {in_words(path)}{hint}")
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; a config file ends in .py")
@@ -186,14 +193,16 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
         ]
         hint = f"did you mean {' or '.join(near)}?" if near else "see configs/base.py"
         raise UserError(f"there is no setting config.{key}; {hint}")
+    # What a tuple's elements are an empty one does not tell.
+    like = base_values().get(key, known[key])
     *groups, last = key.split(".")
     for group in groups:
         config = config[group]
     try:
-        config[last] = _parse(text, known[key])
-    except (KeyError, ValueError, SyntaxError, TypeError):
+        config[last] = _parse(text, like)
+    except (*(KeyError, ValueError, SyntaxError, TypeError, OverflowError), *DEEP):
         raise UserError(
-            f"config.{key}={text} is no {_type_name(known[key])} "
+            f"config.{key}={text[:200]} is no {_type_name(like)} "
             f"(now {known[key]!r}; see configs/base.py)"
         ) from None
 
@@ -204,8 +213,10 @@ def _parse(text: str, like: Any) -> Any:
     if isinstance(like, str):
         return text
     if isinstance(like, tuple):
-        value = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)")
-        kind = type(like[0])
+        bare = text.strip().rstrip(",")
+        value = ast.literal_eval(bare if bare[:1] in ("(", "[") else f"({bare},)")
+        value = value if isinstance(value, tuple | list) else (value,)
+        kind = type(like[0]) if like else float
         if not all(type(v) in (int, kind) for v in value):
             raise ValueError(text)
         return tuple(kind(v) for v in value)
@@ -214,7 +225,7 @@ def _parse(text: str, like: Any) -> Any:
 
 def _type_name(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"list of {_type_name(value[0])}s, like 1,2"
+        return f"list of {_type_name(value[0] if value else 0.0)}s, like 1,2"
     return {
         bool: "true or false",
         int: "whole number",

@@ -1,32 +1,148 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where they may lie."""
 
 import json
+import math
 import os
+import re
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from eir_jax.system.errors import UserError
+from eir_jax.system.errors import UserError, first_line
+
+NOT_LOCAL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Suffixes that promise a kind of file, which a folder has not.
+OF_FILES = (
+    *(".csv", ".html", ".jpeg", ".jpg", ".json", ".md", ".npz", ".parquet"),
+    *(".pdf", ".png", ".svg", ".txt"),
+)
+
+_parts: set[Path] = set()  # being written
+
+
+def local_path(text: str) -> Path:
+    """Return the path that a user gave, `~` and `~name` expanded.
+
+    Raises:
+      UserError: it is empty, an address such as gs://, or of a home that is unknown.
+    """
+    if not text.strip():
+        raise UserError("the path is empty; is a variable of the shell unset?")
+    if NOT_LOCAL.match(text):
+        raise UserError(
+            f"{text} is no local path; mount it, or copy it to this machine and give "
+            "the path there"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from None
+
+
+def in_words(path: Path | str) -> str:
+    """Return a path that is not there, a relative one with the folder it is under."""
+    if Path(path).is_absolute():
+        return str(path)
+    try:
+        return f"{path} (in {Path.cwd()})"
+    except FileNotFoundError:
+        return f"{path} (in a folder that is gone)"
+
+
+def check_suffix(path: Path, kinds: tuple[str, ...], what: str) -> None:
+    """Refuse the name of an output that promises another kind of file.
+
+    Args:
+      path: of the output.
+      kinds: suffixes that it may have, such as '.png'.
+      what: is written, in words.
+
+    Raises:
+      UserError: naming the suffixes that fit; or it is a folder.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if path.suffix.lower() not in kinds:
+        raise UserError(
+            f"{path} would hold {what}, which its name does not say; give a name that "
+            f"ends in {' or '.join(kinds)}"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file to be written, and try to write there; before the work.
+
+    Raises:
+      UserError: it cannot be written, or `path` is a folder.
+    """
+    with _said(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file")
+        with replacing(path, moved=False) as part:
+            part.touch()
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder, and try to write there; before the work.
+
+    Raises:
+      UserError: it cannot be written, or has a name such as files have.
+    """
+    with _said(folder):
+        if folder.suffix.lower() in OF_FILES and not folder.is_dir():
+            raise UserError(
+                f"{folder} is to be a folder and has the name of a file; give a folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, moved: bool = True) -> Iterator[Path]:
     """Yield another path of the same folder; what is written there becomes `path`.
 
     With an error, or where the process is killed, `path` stays as it was. The folder is
     made where there is none.
+
+    Args:
+      path: the file.
+      moved: False: what is written is removed instead.
 
     Raises:
       OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _parts.add(part)
     try:
         yield part
-        os.replace(part, path)
+        if moved:
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+        _parts.discard(part)
+
+
+def remove_parts() -> None:
+    """Remove what is half written: this process ends at once."""
+    for part in tuple(_parts):
+        with suppress(OSError):
+            part.unlink()
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that every reader takes: what is not finite is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:
@@ -35,8 +151,13 @@ def write_json(record: dict[str, Any], path: Path) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
+    with _said(path), replacing(path) as part:
+        part.write_text(to_json(record, indent=2) + "\n")
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
     try:
-        with replacing(path) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n")
+        yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+        raise UserError(f"{path} cannot be written: {first_line(error)}") from None

@@ -1,4 +1,7 @@
-"""Progress of long work: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a live bar on a terminal; elsewhere few lines, with the time.
+
+The time left is counted from the first step on: that one may have been compiled.
+"""
 
 import sys
 import time
@@ -12,17 +15,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-SECONDS_BETWEEN_LINES = 10
+FIRST_LINE = 10  # seconds after the start, where lines come no more often than that
 
 
 class ProgressLine:
-    """A live bar on a terminal; elsewhere a plain line every ten seconds."""
+    """A live bar on a terminal; elsewhere a line now and then, in a log with its time.
 
-    def __init__(self, title: str, total: int, start: int = 0):
+    Args:
+      title: of the work.
+      total: steps in all.
+      start: steps that were done before.
+      every: seconds between two lines; the first one comes after ten.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, every: float = 60):
         self._title, self._total, self._note = title, total, ""
         self._live = sys.stdout.isatty()
-        self._printed = time.monotonic()
-        self._began, self._start = self._printed, start
+        self._every = every
+        self._next = time.monotonic() + min(FIRST_LINE, every)
+        self._first: tuple[float, int] | None = None  # when, and how many were done
         if self._live:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -49,21 +60,25 @@ class ProgressLine:
             )
             return
         now = time.monotonic()
-        if now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._printed = now
-            rate = max(done - self._start, 1) / (now - self._began)
-            left = _duration((self._total - done) / rate)
-            print(
-                f"{self._title} {done}/{self._total}  {self._note}  {left} left",
-                flush=True,
-            )
+        if self._first is None:
+            self._first = now, done
+        if now < self._next:
+            return
+        self._next = now + self._every
+        began, before = self._first
+        words = [f"{self._title} {done:,}/{self._total:,}", self._note]
+        if done > before:
+            left = (self._total - done) * (now - began) / (done - before)
+            words.append(f"{_duration(left)} left")
+        self._note = ""  # what is printed is not news again
+        self.say("  ".join(filter(None, words)))
 
     def say(self, message: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays; where that is no terminal, with the time."""
         if self._live:
             self._bar.console.print(message, highlight=False)
         else:
-            print(message, flush=True)
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}", flush=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -16,34 +18,38 @@ from ml_collections import ConfigDict
 
 from eir_jax.data import order, sources
 from eir_jax.data.augment_device import put_images
-from eir_jax.data.dataset import Dataset, Split, is_grey, labelled, labelled_rows
+from eir_jax.data.dataset import Dataset
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.data.views import Slot
+from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
-from eir_jax.evaluation.tasks import (
-    refused_tasks,
-)
 from eir_jax.models.encoder import make_encoder
-from eir_jax.objectives.systems import needs_colour, needs_labels
+from eir_jax.objectives.systems import training_split
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
 from eir_jax.run.state import TrainState
-from eir_jax.run.validate import profiled_steps, validate, validate_sizes
+from eir_jax.run.validate import (
+    check_data_there,
+    profiled_steps,
+    validate,
+    validate_sizes,
+)
 from eir_jax.run.workdir import check_settings, own
-from eir_jax.system import processes, sharding
+from eir_jax.system import interruption, processes, sharding
 from eir_jax.system.config import flatten, save_config
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
+from eir_jax.system.words import counted
 from eir_jax.training.parts import Parts, Refresh, make_parts
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
-GREY_AT = 100  # images looked at
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+# Of a run that is not finished: a scheduler, whose SIGTERM is, is to start it again.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
 def train_and_evaluate(
@@ -52,15 +58,21 @@ def train_and_evaluate(
     """Train as `config` says, in `workdir`; go on from its newest whole checkpoint.
 
     `startup`, which has been counting, is told of the first step. Returns the exit
-    status: 0 when finished or stopped by SIGTERM, 130 by SIGINT.
+    status: 0 when finished; stopped before, 75 (EX_TEMPFAIL: to be started again) by
+    SIGTERM, 130 by SIGINT.
 
     Raises:
       UserError: for bad settings, data or checkpoints, and when a loss is not finite.
     """
     validate(config)
+    check_data_there(config.data)
     settings = [f"{key}={value!r}" for key, value in flatten(config).items()]
     processes.check_equal("the settings", settings)
-    with own(workdir), enough_memory(_memory_advice(config)):
+    with (
+        own(workdir),
+        enough_memory(_memory_advice(config)),
+        interruption.ending_with(EXIT_CODES),
+    ):
         processes.check_shared(workdir)
         return _train_and_evaluate(config, workdir, startup)
 
@@ -72,12 +84,10 @@ def _train_and_evaluate(
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
     processes.check_equal("the training images", [dataset.train_hash])
-    train, labels = _trained_on(config, dataset)
+    train, labels = training_split(config, dataset)
     num_examples = len(train.images)
     mesh = sharding.make_mesh()
-    votes = "knn" not in refused_tasks(dataset)
-    num_voters = len(labelled_rows(dataset, "train")) if votes else 0
-    validate_sizes(config, num_examples, mesh.size, num_voters)
+    validate_sizes(config, num_examples, mesh.size)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
 
     parts = make_parts(config, num_examples, mesh)
@@ -121,7 +131,7 @@ def _train_and_evaluate(
         meta=meta,
     )
     while True:
-        state = _restore_or_create(parts, meta, checkpoints)
+        state = _restore_or_create(parts, meta, checkpoints, dataset)
         if (taken := int(state.step)) > run.num_steps:
             raise UserError(
                 f"{workdir} is trained to step {taken}, beyond the "
@@ -141,37 +151,6 @@ def _train_and_evaluate(
             skipped.append(found.step)
             startup = None
             print(f"warning: {found}; going back, to leave out that batch", flush=True)
-
-
-def _trained_on(
-    config: ConfigDict, dataset: Dataset
-) -> tuple[Split, np.ndarray | None]:
-    """Return what is trained on, and its labels where the objective asks for them.
-
-    Raises:
-      UserError: it asks for labels, and there are none or more than it has classes; or
-        for colours, and there are none.
-    """
-    if needs_colour(config) and is_grey(dataset.train.images[:GREY_AT]):
-        raise UserError(
-            f"the first {GREY_AT} train images of {dataset.name} are grey: objective="
-            f"{config.objective} tells colours from lightness; use another, like iraug"
-        )
-    if not needs_labels(config):
-        return dataset.train, None
-    labels, classes = dataset.train.labels, config.model.num_classes
-    if labels is None or labels.max() < 0:
-        raise UserError(
-            f"the train images of {dataset.name} have no labels, which objective="
-            f"{config.objective} needs; use another objective, like iraug"
-        )
-    if labels.max() >= classes:
-        raise UserError(
-            f"model.num_classes={classes} is less than the classes of "
-            f"{dataset.name}; use {labels.max() + 1}"
-        )
-    split = labelled(dataset, "train")
-    return split, split.labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +199,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     num_steps, steps_per_epoch = run.num_steps, run.steps_per_epoch
     start_step = int(state.step)
     print(_summary(run, state))
-    for note in run.dataset.notes:
+    for note in (*run.dataset.notes, *remarks(run.dataset, config)):
         print(note)
     began = startup.began if startup else time.monotonic()
     run_record = RunRecord(workdir, start_step, began)
@@ -237,7 +216,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         print(f"going on from the checkpoint of step {start_step}")
     skipped = run.meta["skipped"]
     writer = MetricsWriter(workdir, start_step)
-    progress = ProgressLine("training", num_steps, start_step)
+    progress = ProgressLine(
+        "training", num_steps, start_step, config.progress_every_seconds
+    )
     profile = StepProfile(profiled_steps(config), workdir, start_step, progress.say)
     pending: list[tuple[int, Any]] = []  # steps whose metrics are still on the device
     logged_at, logged_step = time.monotonic(), start_step
@@ -305,18 +286,18 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
             epoch, within = divmod(step, steps_per_epoch)
             last = step == num_steps
             every = config.eval_every_epochs
-            score = None
+            score, protocol = None, ""
             if every and not within and (last or epoch % every == 0):
                 log_pending()
                 evaluation = evaluate(config, run.dataset, run.mesh, run.embed, state)
-                score = best_by(evaluation)
+                score, protocol = best_by(evaluation), evaluation.get("protocol", "")
                 writer.write(step, {"epoch": epoch, **evaluation})
                 progress.say(f"epoch {epoch}: {words_of(evaluation)}")
             ends_round = step % run.round_steps == 0  # as the last step does
             due = not within and epoch % config.checkpoint_every_epochs == 0
             if due or ends_round or score is not None or stopped is not None:
                 log_pending()
-                checkpoints.save(state, run.meta, score)
+                checkpoints.save(state, run.meta, score, protocol)
                 run_record.write(step)
                 logged_at, logged_step = time.monotonic(), step
             if stopped is not None:
@@ -326,15 +307,23 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     if stopped is not None and step < num_steps:
         print(f"stopped at step {step} of {num_steps}, saved; the same command goes on")
         return EXIT_CODES[stopped]
+    place = shlex.quote(str(workdir))
+    print(f"trained: `python -m eir_jax.evaluate --workdir={place}` judges it,")
+    print(
+        f"`python -m eir_jax.embed --workdir={place} --images=DIR --out=E.npz` embeds"
+    )
     return 0
 
 
 def _restore_or_create(
-    parts: Parts, meta: Meta, checkpoints: Checkpoints
+    parts: Parts, meta: Meta, checkpoints: Checkpoints, dataset: Dataset
 ) -> TrainState:
     def abstract(saved: Meta) -> TrainState:
-        for key, words in (("num_examples", "number"), ("train_hash", "content")):
-            if saved[key] != meta[key]:
+        for key, words, same in (
+            ("num_examples", "number", saved["num_examples"] == meta["num_examples"]),
+            ("train_hash", "content", dataset.trains_as(saved["train_hash"])),
+        ):
+            if not same:
                 raise UserError(
                     f"the checkpoints in {checkpoints.directory} are of other training "
                     f"images: their {words} was {saved[key]}, here it is {meta[key]}; "
@@ -392,7 +381,7 @@ def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice kills.
+    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice: now.
 
     Among several processes SIGTERM is JAX's, which has all end after the same step.
     """
@@ -400,7 +389,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def note(number, frame):
         requests.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, interruption.leave)
         processes.request_stop()
 
     ours = EXIT_CODES if processes.count() == 1 else (signal.SIGINT,)
@@ -426,7 +415,7 @@ def _summary(run: Run, state: TrainState) -> str:
     size = config.data.image_size
     test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
+    devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
     terms = " + ".join(name.removeprefix("loss_") for name in run.terms)
@@ -435,7 +424,7 @@ def _summary(run: Run, state: TrainState) -> str:
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
-        f"{devices}; {rounds}{config.num_epochs} epochs, "
-        f"{run.num_steps:,} steps of {config.batch_size}\n"
+        f"{devices}; {rounds}{counted(config.num_epochs, 'epoch')}, "
+        f"{counted(run.num_steps, 'step')} of {config.batch_size}\n"
         f"{config.objective}: {terms}"
     )

@@ -2,24 +2,24 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eir_jax.data.dataset import Dataset, labelled, take
+from eir_jax.data.dataset import Dataset, Split, existing, labelled_rows, take
 from eir_jax.evaluation import health
+from eir_jax.evaluation.allowed import (
+    judged_split,
+    knn_votes,
+    refused_tasks,
+    retrieved,
+)
 from eir_jax.evaluation.embed import Embed
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.evaluation.protocol import tag
 from eir_jax.evaluation.retrieval import recall_at_k
 from eir_jax.evaluation.scores import accuracies, main_number
-from eir_jax.evaluation.tasks import (
-    knn_protocol,
-    refused_tasks,
-    retrieval_protocol,
-    shared_protocol,
-)
+from eir_jax.evaluation.tasks import knn_protocol, retrieval_protocol, shared_protocol
 from eir_jax.run.state import TrainState
 
 
@@ -36,52 +36,68 @@ def evaluate(
     """Return `knn` by k where the labels allow it, and `health` of train.
 
     Where kNN has no sense (unseen test classes, train unlabelled), `retrieval` within
-    the test set stands for it. Unlabelled images count for health alone.
+    the test set stands for it. Without test images both are within train. Unlabelled
+    images count for health alone.
     """
-    refused = refused_tasks(dataset)
-    voters = None if "knn" in refused else labelled(dataset, "train")
-    few = np.arange(min(len(dataset.train.images), health.MAX_ROWS))
-    train = voters or take(dataset.train, few)
-    gallery = np.asarray(embed(state, train.images).embedding)
-    rows = jnp.asarray(gallery[: health.MAX_ROWS])
-    std = float(health.embedding_std(rows))
+
+    def embedded(split: Split) -> np.ndarray:
+        return np.asarray(embed(state, split.images).embedding)
+
+    refused = refused_tasks(dataset, config)
+    votes = "knn" not in refused
+    rows = np.arange(min(len(dataset.train.images), health.MAX_ROWS))
+    if votes:
+        rows = labelled_rows(dataset, "train")
+    train = take(dataset.train, rows)
+    gallery = embedded(train)
+    measured = min(len(gallery), health.MAX_ROWS)
     found: dict[str, Any] = {
-        "health": {
-            "rank_me": float(health.rank_me(rows)),
-            "uniformity": float(health.uniformity(rows)),
-            "embedding_std": std,
-        }
+        "health": health.measure(gallery),
+        "health_of": f"{measured} train images",
     }
+    std = found["health"].get("embedding_std", 1.0)
     if std < health.COLLAPSED_STD:
         found["warning"] = health.collapse_warning(std)
-    if "retrieval" in refused and not voters:
-        return found
-    test = labelled(dataset, "test")
-    query = np.asarray(embed(state, test.images).embedding)
-    if voters:
+    if votes:
+        asked, k = knn_votes(dataset, config)
+        if asked.own is None:
+            query = take(existing(dataset, "test"), asked.asked)
+            query_embedding = embedded(query)
+        else:
+            query, query_embedding = take(train, asked.own), gallery[asked.own]
+        assert query.labels is not None and train.labels is not None
         accuracy = knn_accuracy(
-            query,
-            test.labels,
+            query_embedding,
+            query.labels,
             gallery,
-            voters.labels,
-            k=config.knn.k,
+            train.labels,
+            k=k,
             temperature=config.knn.temperature,
+            exclude=asked.own,
             mesh=mesh,
         )
-        found["knn"] = {str(k): value for k, value in accuracy.items()}
-        protocol = knn_protocol(config)
+        found["knn"] = {str(n): value for n, value in accuracy.items()}
+        protocol = knn_protocol(config, asked, k)
+    elif "retrieval" not in refused:
+        split = judged_split(dataset)
+        rows, k = retrieved(dataset, config)
+        query = take(existing(dataset, split), rows)
+        assert query.labels is not None
+        recall = recall_at_k(embedded(query), query.labels, k=k, mesh=mesh)
+        found["retrieval"] = {f"R@{n}": value for n, value in recall.items()}
+        protocol = retrieval_protocol(config, split, k)
     else:
-        k = [k for k in config.retrieval.k if k < len(query)]
-        recall = recall_at_k(query, test.labels, k=k, mesh=mesh)
-        found["retrieval"] = {f"R@{k}": value for k, value in recall.items()}
-        protocol = retrieval_protocol(config)
+        return found
     found["protocol"] = tag(protocol, shared_protocol(dataset, config))["hash"]
     return found
 
 
 def words_of(evaluation: dict[str, Any]) -> str:
     """Say what `evaluate` found, in one line."""
-    parts = [f"RankMe {evaluation['health']['rank_me']:.1f}"]
+    parts = []
+    if "rank_me" in evaluation["health"]:
+        rank, of = evaluation["health"]["rank_me"], evaluation["health_of"]
+        parts = [f"RankMe {rank:.1f} of {of}"]
     if "knn" in evaluation:
         knn = evaluation["knn"].items()
         parts = ["kNN " + ", ".join(f"{v:.1%} (k = {k})" for k, v in knn), *parts]
@@ -90,4 +106,4 @@ def words_of(evaluation: dict[str, Any]) -> str:
         parts = [", ".join(f"{name} {value:.1%}" for name, value in recall), *parts]
     if "warning" in evaluation:
         parts.append(f"WARNING: {evaluation['warning']}")
-    return "; ".join(parts)
+    return "; ".join(parts) or f"nothing to measure of {evaluation['health_of']}"

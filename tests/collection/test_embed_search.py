@@ -15,7 +15,8 @@ from small import SmallRun, small_config
 from eir_jax import embed as command
 from eir_jax import search as search_command
 from eir_jax.collection.duplicates import near_duplicates
-from eir_jax.data.pictures import BrokenPicture, list_pictures, read_picture
+from eir_jax.data.picture_files import list_pictures
+from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.data.sources import load
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.run.checkpoint import Checkpoints
@@ -406,7 +407,7 @@ def test_duplicates(embedded):
     out, _ = embedded
     result = done("search", f"--embeddings={out}", "--duplicates=0.99999")
     assert rows_of(result) == [["copy of 3.bmp", "noise/3.png", "1.0000"]]
-    assert "1 pairs" in result.stderr
+    assert "1 pair of" in result.stderr
 
 
 def test_names_that_are_no_unicode_go_out_as_they_are(tmp_path):

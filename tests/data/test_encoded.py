@@ -1,5 +1,6 @@
 """Encoded pictures read like the array of their pixels."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -62,7 +63,9 @@ def images(request, tmp_path):
     for name, content in zip(names, KINDS.values(), strict=True):
         (tmp_path / name).write_bytes(content)
     parts = held.rows, held.sizes, held.plain, held.file_sizes
-    return EncodedImages(names, *parts, SIDE, "crop", tmp_path)
+    digests = [hashlib.sha256(content).digest() for content in KINDS.values()]
+    digests = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+    return EncodedImages(names, *parts, SIDE, "crop", tmp_path, digests)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Folders of pictures as data sets: layouts, hostile files, changes between runs."""
 
+import hashlib
 import io
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from small import small_config
 from test_embed_search import make_broken
 
-from configs import base, image_folder
+from configs import base, cars196, cub200, image_folder, imagenet100
 from eir_jax.data import class_list, picture_record
 from eir_jax.data.dataset import Dataset, Split, labelled
 from eir_jax.data.encoded import EncodedImages
@@ -74,7 +76,14 @@ def test_train_and_test_with_classes(tmp_path):
         assert images.dtype == np.uint8
         for image, path in zip(images, paths_of(dataset, split), strict=True):
             np.testing.assert_array_equal(image, read_picture(root / path, SIDE))
-    assert dataset.notes == () and dataset.description["source"] == "folder"
+    assert dataset.description["source"] == "folder"
+    assert dataset.notes == (
+        "read as: train/ is train, 2 classes (cat, owl); test/ is test, 2 classes "
+        "(ant, dog)",
+        "test classes not in train: ant, dog, 2 images, which kNN and linear probe "
+        "leave out",
+        "train classes not in test: cat, owl, 3 images",
+    )
 
 
 def test_val_is_a_test_split(tmp_path):
@@ -84,7 +93,7 @@ def test_val_is_a_test_split(tmp_path):
     (tmp_path / ".cache").mkdir()
     dataset = load(settings(root))
     assert len(dataset.test.images) == 1
-    assert dataset.notes == (f"{root}: val, spare is not read",)
+    assert dataset.notes[1] == "val/, spare/ are not read"
     assert len(load(settings(root, test_split="val")).test.images) == 2
 
 
@@ -130,6 +139,8 @@ def test_words_for_what_is_no_data_set(tmp_path):
     assert "there is no folder" in said(tmp_path / "file")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     assert "holds no pictures (.jpg" in said(tmp_path / "empty")
+    (tmp_path / "empty" / "cat" / "film.mp4").touch()
+    assert "not read: 1 .mp4" in said(tmp_path / "empty")
     (tmp_path / "late" / "train").mkdir(parents=True)
     tree(tmp_path / "late", "test/a/1.png")
     assert "late/train holds no pictures" in said(tmp_path / "late")
@@ -149,8 +160,148 @@ def test_class_folder_without_pictures_is_noted(tmp_path):
     (root / "train" / "dog" / "notes.txt").touch()
     (root / "train" / ".cache").mkdir()
     dataset = load(settings(root))
-    assert dataset.notes == ("train/dog holds no pictures",)
+    assert dataset.notes[1:] == (
+        "train/dog holds no pictures",
+        "1 file of another kind is not read: 1 .txt",
+    )
     assert dataset.class_names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train", "valid"), ("Train", "VAL"), ("training", "validation")],
+)
+def test_common_names_of_splits_are_understood(tmp_path, train, test):
+    paths = [f"{split}/{name}/1.png" for split in (train, test) for name in "ab"]
+    dataset = load(settings(tree(tmp_path, *paths)))
+    assert (len(dataset.train.images), len(dataset.test.images)) == (2, 2)
+    assert dataset.notes == (
+        f"read as: {train}/ is train, 2 classes (a, b); {test}/ is test, 2 classes "
+        "(a, b)",
+    )
+    with pytest.raises(UserError, match="Valid/ but no train/"):
+        load(settings(tree(tmp_path / "other", "Valid/a/1.png")))
+    # Loose pictures in it: a class that happens to be called so.
+    classes = tree(tmp_path / "classes", "valid/1.png", "void/1.png")
+    assert load(settings(classes)).class_names == ("valid", "void")
+
+
+def test_a_test_folder_without_pictures_is_no_test_split(tmp_path):
+    root = tree(tmp_path, "train/a/1.png", "train/b/1.png")
+    (root / "test" / "a").mkdir(parents=True)
+    dataset = load(settings(root))
+    assert dataset.test is None
+    assert dataset.notes[0].endswith("; no test split")
+    assert "test/ holds no pictures: there is no test split" in dataset.notes
+
+
+def test_what_is_guessed_of_a_layout_is_said(tmp_path):
+    def said(*paths):
+        return load(settings(tree(tmp_path / paths[0][:3], *paths))).notes
+
+    assert said("a/1.png", "b/1.png") == (
+        "read as: all is train, 2 classes (a, b); no test split",
+    )
+    assert said("c1.png") == ("read as: all is train, without classes; no test split",)
+    layout, hint = said("images/001/1.png", "images/002/1.png")
+    assert "1 class (images)" in layout
+    assert "lie in folders of images/, which counts as one class" in hint
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_class_is_one_in_both_forms_of_unicode(tmp_path, forms):
+    """As macOS and others write it; and in a list of classes."""
+    one, other = (unicodedata.normalize(form, "café") for form in forms)
+    root = tree(tmp_path, f"train/{one}/1.png", f"test/{other}/1.png", "train/x/1.png")
+    dataset = load(settings(root))
+    assert dataset.class_names == ("café", "x")
+    assert dataset.train.labels.tolist() == [0, 1]
+    assert dataset.test.labels.tolist() == [0]
+    assert not any("classes not in train" in note for note in dataset.notes)
+    (tmp_path / "list.txt").write_text(other + "\n", encoding="utf-8-sig")
+    dataset = load(settings(root, class_list=str(tmp_path / "list.txt")))
+    assert dataset.class_names == ("café",)
+
+
+# A test split from train.
+
+
+@pytest.mark.parametrize("keep", ["pixels", "encoded"])
+def test_a_share_of_each_class_is_held_out(tmp_path, keep):
+    paths = [f"{name}/{n:02}.png" for name in "ab" for n in range(10)]
+    root = tree(tmp_path, *paths, "c/0.png")
+    (root / "a" / "00.png").write_text("broken")
+    whole = load(settings(root, keep=keep))
+    dataset = load(settings(root, keep=keep, held_out=0.3))
+    assert np.bincount(dataset.test.labels).tolist() == [3, 3]
+    assert np.bincount(dataset.train.labels).tolist() == [6, 7, 1]
+    for split in ("train", "test"):
+        found = getattr(dataset, split)
+        for image, path in zip(found.images, paths_of(dataset, split), strict=True):
+            np.testing.assert_array_equal(image, read_picture(root / path, SIDE))
+    again = load(settings(root, keep=keep, held_out=0.3))
+    assert again.content_hash == dataset.content_hash != whole.content_hash
+    other = load(settings(root, keep=keep, held_out=0.3, held_out_seed=1))
+    assert paths_of(other, "test") != paths_of(dataset, "test")
+    assert dataset.description["held_out"] == "0.3 of each class of train, by seed 0"
+    assert "held_out" not in whole.description
+    assert "6 of 20 train images are held out" in dataset.notes[-2]
+
+
+def test_what_cannot_be_held_out(tmp_path):
+    flat = tree(tmp_path / "flat", *(f"{n}.png" for n in range(10)))
+    dataset = load(settings(flat, held_out=0.2))
+    assert len(dataset.train.images) == 8 and len(dataset.test.images) == 2
+    assert dataset.test.labels is None
+    root = tree(tmp_path / "both", "train/a/1.png", "test/a/1.png")
+    with pytest.raises(UserError, match=r"has a test split; use --config\.data\.held"):
+        load(settings(root, held_out=0.1))
+    root = tree(tmp_path / "one", "a/1.png", "b/1.png")
+    with pytest.raises(UserError, match="no class has two"):
+        load(settings(root, held_out=0.1))
+    config = image_folder.get_config()
+    config.data.path, config.data.held_out = "x", 1.0
+    with pytest.raises(UserError, match=r"data\.held_out=1\.0 must be in"):
+        validate(config)
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize("module", [image_folder, imagenet100, cub200, cars196])
+def test_the_size_alone_never_shows_a_corner(module):
+    """What is resized follows what is shown, by 8/7, until it is given itself."""
+    config = module.get_config()
+    assert (config.data.image_size, config.data.resize) == (224, 256)
+    for size in (7, 32, 64, 96, 300):
+        config.data.image_size = size
+        assert config.data.resize == size * 8 // 7
+    config.data.resize = 128
+    config.data.image_size = 64
+    assert config.data.resize == 128
+
+
+def test_a_small_part_of_the_square_is_said(tmp_path):
+    root = tree(tmp_path, "1.png")
+    assert load(settings(root, resize=16)).notes[-1] == (
+        "evaluation sees the centre 8 of 16 pixels, 25% of each square "
+        "(data.image_size, data.resize)"
+    )
+    assert len(load(settings(root, resize=9)).notes) == 1
+
+
+def test_encoded_files_are_known_by_their_content(tmp_path):
+    """Not by names and sizes; runs that knew no better are still taken."""
+    root = tree(tmp_path, "a/1.bmp", "a/2.bmp", "b/1.bmp")
+    before = load(settings(root, keep="encoded"))
+    names = hashlib.sha256(before.train.images.names_hash.encode()).hexdigest()
+    assert before.trains_as(before.train_hash) and before.trains_as(names)
+    assert not before.trains_as("0" * 64)
+    picture(root / "a" / "2.bmp", 9)  # BMPs of one size have one size of file
+    after = load(settings(root, keep="encoded"))
+    assert after.files == before.files
+    assert after.train.images.names_hash == before.train.images.names_hash
+    assert after.train_hash != before.train_hash
 
 
 # Which classes.
@@ -164,7 +315,8 @@ def test_ranges_of_classes(tmp_path):
     root = tree(tmp_path, *CLASSES)
     (root / "train" / "d" / "1.png").write_text("never opened")
     dataset = load(settings(root, train_classes=(0, 2), test_classes=(2, 4)))
-    assert dataset.train.labels.tolist() == [0, 1] and not dataset.notes
+    assert dataset.train.labels.tolist() == [0, 1]
+    assert not any("hold" in note for note in dataset.notes)
     assert dataset.test.labels.tolist() == [2, 3]
     for bad in ((2, 2), (-1, 2), (3, 1), (1,)):
         with pytest.raises(UserError, match="give \\(first, after the last\\)"):
@@ -262,7 +414,6 @@ def hostile(root):
     (place / "round").symlink_to(place)
     (place / "folder.jpg").mkdir()
     picture(place / "full.jpg" / "in.png")
-    broken.add("folder.jpg")
     (place / "notes.txt").touch()
     listed = {
         *("1x1.png", "wide.jpg", "ü 日本 %41.jpg", "new\nline.png", "cmyk.jpg"),
@@ -301,7 +452,9 @@ def test_hostile_files_are_named_and_left_out(tmp_path, fit, resize):
     assert sizes[f"train/{place.name}/wide.jpg"] == [10, 20000]
     assert sizes[f"train/{place.name}/rotated.jpg"] == [9, 12]
 
-    first, *named = pixels.notes
+    layout, others, first, *named = pixels.notes
+    assert layout.startswith("read as: train/ is train, 1 class (all kinds")
+    assert others == "1 file of another kind is not read: 1 .txt"
     assert first.startswith(f"{len(broken)} files hold no picture")
     assert len(named) == len(broken) and all("\n" not in line for line in named)
     for name in broken:
@@ -314,17 +467,18 @@ def test_hostile_files_are_named_and_left_out(tmp_path, fit, resize):
 def test_a_file_that_may_not_be_read(tmp_path, keep, monkeypatch):
     """Also where the tests run as root, who may read all."""
     tree(tmp_path, "a.png", "b.png", "c.png")
-    opened = Image.open
+    ways = ((Image, "open", Image.open), (Path, "read_bytes", Path.read_bytes))
+    for of, name, opened in ways:
 
-    def refuse(file, **options):
-        if getattr(file, "name", "") == "b.png":
-            raise PermissionError(13, "Permission denied")
-        return opened(file, **options)
+        def refuse(file, opened=opened, **options):
+            if getattr(file, "name", "") == "b.png":
+                raise PermissionError(13, "Permission denied")
+            return opened(file, **options)
 
-    monkeypatch.setattr(Image, "open", refuse)
+        monkeypatch.setattr(of, name, refuse)
     dataset = load(settings(tmp_path, keep=keep))
     assert paths_of(dataset, "train") == ["a.png", "c.png"]
-    assert dataset.notes[1] == "  b.png: Permission denied"
+    assert dataset.notes[-1] == "  b.png: Permission denied"
     images = dataset.train.images[:]
     np.testing.assert_array_equal(images[1], read_picture(tmp_path / "c.png", SIDE))
 
@@ -334,8 +488,8 @@ def test_many_broken_files_are_counted(tmp_path):
     for number in range(30):
         (tmp_path / f"{number:02}.png").touch()
     notes = load(settings(tmp_path)).notes
-    assert len(notes) == 22 and notes[-1] == "  10 more"
-    assert notes[1] == "  00.png: the file is empty"
+    assert len(notes) == 23 and notes[-1] == "  10 more"
+    assert notes[2] == "  00.png: the file is empty"
 
 
 @pytest.mark.parametrize("keep", ["pixels", "encoded"])
@@ -369,7 +523,7 @@ def test_index_and_hash_do_not_depend_on_place_or_age(tmp_path, keep):
     (tmp_path / "other" / "b").rename(tmp_path / "other" / "c")
     moved = load(settings(tmp_path / "other", keep=keep))
     assert moved.files != other.files
-    assert (moved.train_hash == other.train_hash) == (keep == "pixels")
+    assert moved.train_hash == other.train_hash  # in the same order
 
 
 def test_changed_folder_is_refused_in_words(tmp_path):
@@ -410,12 +564,13 @@ def test_changed_folder_is_refused_in_words(tmp_path):
 
 def test_expected_sizes(tmp_path):
     root = tree(tmp_path, "train/a/1.png", "train/a/2.png")
-    assert load(settings(root, expected=(2, 0))).notes == ()
-    assert load(settings(root, expected=(9469, 3925))).notes == (
+    layout, *none = load(settings(root, expected=(2, 0))).notes
+    assert not none
+    assert load(settings(root, expected=(9469, 3925))).notes[1:] == (
         "train holds 2 images where 9,469 are expected (data.expected)",
         "test holds 0 images where 3,925 are expected (data.expected)",
     )
-    assert check_expected(load(settings(root)), (0, 0)).notes == ()
+    assert check_expected(load(settings(root)), (0, 0)).notes == (layout,)
 
 
 # As users run it.
@@ -482,3 +637,11 @@ def test_trains_evaluates_and_refuses_a_changed_folder(one_device, tmp_path, cap
     picture(root / "train" / "dog" / "new.jpg")
     with pytest.raises(UserError, match=r"1 file is new, such as train/dog/new\.jpg"):
         train_and_evaluate(config, workdir)
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "", "# mine\n\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_class_lists_as_editors_save_them(tmp_path, start, end):
+    text = f"{start}cat{end}Löwe{end}"
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    assert class_list.read_class_list(str(tmp_path / "list.txt")) == ("cat", "Löwe")

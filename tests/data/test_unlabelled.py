@@ -9,10 +9,9 @@ from small import small_config
 
 from eir_jax.data.dataset import Dataset, Split, labelled_rows
 from eir_jax.data.sources import load
+from eir_jax.evaluation.allowed import refused_tasks
 from eir_jax.evaluation.restore import restore_run
-from eir_jax.evaluation.tasks import refused_tasks
 from eir_jax.experiments.evaluate import evaluate
-from eir_jax.system.errors import UserError
 from eir_jax.training.loop import train_and_evaluate
 from eir_jax.training.watch import best_by
 
@@ -125,10 +124,12 @@ def test_fewer_tasks_take_nothing_away(partly):
     assert "knn" not in json.loads(file.read_text())
 
 
-def test_more_voters_than_labels_are_refused_before_training(tmp_path):
+def test_more_voters_than_labels_are_left_out_and_said(tmp_path, capsys):
     labels = np.where(np.arange(40) < 5, np.arange(40) % 3, -1)
-    with pytest.raises(UserError, match=r"5 labelled training.*knn\.k=1"):
-        trained(tmp_path, labels, np.arange(20) % 3)
+    _, noted = trained(tmp_path, labels, np.arange(20) % 3)
+    assert noted[0]["knn"].keys() == {"1"}
+    said = "without k=7 of knn.k: there are 5 labelled train images (--config.knn.k=1)"
+    assert said in capsys.readouterr().out
 
 
 def test_unseen_classes_are_followed_by_retrieval(tmp_path):
@@ -157,6 +158,6 @@ def test_one_class_alone_is_not_retrieved():
     images = np.zeros((9, 8, 8, 3), np.uint8)
     test = Split(images, np.array([-1, -1, 2, 2, 2, 2, 2, 2, 2]))
     dataset = Dataset("arrays", "mine", Split(images, None), test)
-    refused = refused_tasks(dataset)
+    refused = refused_tasks(dataset, small_config())
     assert refused.keys() == {"knn", "linear", "retrieval"}
     assert "all of one class" in refused["retrieval"]

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from eir_jax.evaluation.retrieval import recall_at_k, recall_of_neighbours
+from eir_jax.evaluation.retrieval import (
+    clustering_nmi,
+    recall_at_k,
+    recall_of_neighbours,
+    retrieval_scores,
+)
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 
@@ -85,3 +90,25 @@ def test_what_is_wrong_is_said(change, message):
     arguments = dict(embedding=x, label=np.arange(9) % 3, k=(1, 2)) | change
     with pytest.raises(UserError, match=message):
         recall_at_k(**arguments)
+
+
+def test_nmi_is_of_the_best_of_ten_starts(capsys):
+    """As scikit-learn's own ten, start by start, so that it tells how far it is."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 6, 150)
+    rows = rng.normal(size=(150, 8)) + 0.8 * np.eye(8)[label]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    told = []
+    ours = clustering_nmi(rows, label, lambda *x: told.append(x))
+    theirs = KMeans(6, n_init=10, random_state=0).fit_predict(rows)
+    assert ours == pytest.approx(normalized_mutual_info_score(label, theirs))
+    assert told == [(n, 10) for n in range(1, 11)]
+    # Beyond the limit it is left out, in words; with a limit of 0 without.
+    for limit, said in ((899, "nmi_limit=900"), (0, ""), (900, "")):
+        scores = retrieval_scores(rows, label, nmi_limit=limit)
+        assert ("NMI" in scores) == (limit == 900)
+        printed = capsys.readouterr().out
+        assert said in printed and bool(printed) == bool(said)

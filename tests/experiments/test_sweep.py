@@ -94,6 +94,9 @@ def test_grids_are_the_papers():
     fig4 = load_grid("fig4").settings
     assert fig4["lambda1_15"] == {"lambda_intra": 15.0, "lambda_inter": 0.0}
     assert fig4["lambda2_2"] == {"lambda_intra": 15.0, "lambda_inter": 2.0}
+    points = {(s["lambda_intra"], s["lambda_inter"]) for s in fig4.values()}
+    wanted = {(x, y) for x in (0, 1, 5, 15, 40, 150) for y in (0, 2)}
+    assert points == wanted | {(15, y) for y in (0.5, 1, 4, 8)}
 
 
 def test_table_has_mean_and_deviation_over_seeds(tmp_path, capsys):
@@ -244,7 +247,11 @@ def test_what_is_recorded_may_differ_and_what_is_damaged_is_not_finished(tmp_pat
 
 @pytest.mark.parametrize(
     ("grid", "files"),
-    [("fig3", ["fig3.png"]), ("fig4", ["fig4_lambda1.png", "fig4_lambda2.png"])],
+    [
+        ("fig3", ["fig3.png"]),
+        ("fig4", ["fig4_lambda1.png", "fig4_lambda2.png"]),
+        ("intra", ["intra_temperature.png"]),
+    ],
 )
 def test_curves_are_drawn(tmp_path, grid, files):
     loaded = load_grid(grid)
@@ -451,9 +458,10 @@ def test_no_run_goes_on_without_its_sweep(tmp_path, number):
     program = (
         "import signal, sys\n"
         "from eir_jax import sweep\n"
+        "from eir_jax.experiments import launch\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests' may be nohup's
-        f"sweep._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
-        "sys.exit(program.main(sys.argv[1:]))\n"
+        f"launch._module = lambda name: [sys.executable, {str(stand_in)!r}]\n"
+        "sys.exit(sweep.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, *words(tmp_path / "w")],
@@ -470,7 +478,8 @@ def test_no_run_goes_on_without_its_sweep(tmp_path, number):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if number != signal.SIGKILL:
-        assert process.returncode == 0 and b"the same command goes on" in output
+        status = {signal.SIGTERM: 75, signal.SIGHUP: 129}[number]
+        assert process.returncode == status and b"the same command goes on" in output
 
 
 def test_a_signal_that_nohup_ignores_stops_nothing():
@@ -510,7 +519,7 @@ def test_a_real_sweep_is_stopped_goes_on_and_is_finished(tmp_path):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and b"the same command goes on" in output
+    assert process.returncode == 75 and b"the same command goes on" in output
     assert read_finished(tmp_path / "w/EIR/seed0") is None
 
     result = run("sweep", *flags)

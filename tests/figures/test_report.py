@@ -159,6 +159,19 @@ def test_absent_parts_leave_nothing(tmp_path):
     assert "data.path —" in page.words() and "lambda_intra 15" in page.words()
 
 
+def test_says_what_made_it_and_what_each_panel_is(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    path, made = tmp_path / "r.html", {"trained by": "python -m <x>", "commit": "abc1"}
+    figures = {"Training": tmp_path / "a.png", "Nearest neighbours": tmp_path / "a.png"}
+    write_report({"step": 3, "protocol": {}}, {}, figures, path, made=made)
+    page = Page(path)
+    assert "trained by python -m <x> commit abc1" in page.words()
+    assert page.of("summary") == ["What each panel is", "Commands, commits, devices"]
+    assert (
+        "Bank drift How far" in page.words() and "green: of its class" in page.words()
+    )
+
+
 def test_one_line_for_what_cannot_be_read_or_written(tmp_path):
     with pytest.raises(UserError, match=r"none\.png cannot be read"):
         write_report(RECORD, {}, {"a": tmp_path / "none.png"}, tmp_path / "r.html")

@@ -119,6 +119,23 @@ def test_keeps_the_newest_and_the_best(states, tmp_path):
     checkpoints.close()
 
 
+def test_the_best_is_among_those_of_one_protocol(states, tmp_path):
+    """Of another k, say: 100 % by the old one is no reason to keep a checkpoint."""
+    states = [jax.device_put(state) for state in states]
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    for state, knn in zip(states[:2], [1.0, 0.4], strict=True):
+        checkpoints.save(state, META, knn, "k=1")
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    assert checkpoints.best == 0
+    for state, knn in zip(states[2:], [0.3, 0.2, None], strict=True):
+        checkpoints.save(state, META, knn, "k=60")
+    checkpoints.wait()
+    assert checkpoints.steps == [4, 2] and checkpoints.best == 2
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "c", read_only=True).best == 2
+
+
 def largest_file(directory):
     return max((directory / "state").rglob("*"), key=lambda p: p.stat().st_size)
 

@@ -1,6 +1,7 @@
 """Settings: overriding, refusing in words, and every config file."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -8,9 +9,16 @@ import jax.numpy as jnp
 import pytest
 
 from eir_jax.models.encoder import make_encoder
+from eir_jax.run.optimizer import make_schedule, schedule_note
 from eir_jax.run.validate import validate, validate_sizes
 from eir_jax.run.workdir import check_settings
-from eir_jax.system.config import flatten, load_config, read_config, save_config
+from eir_jax.system.config import (
+    base_values,
+    flatten,
+    load_config,
+    read_config,
+    save_config,
+)
 from eir_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +131,22 @@ def test_settings_that_came_after_a_run_have_the_values_of_base(tmp_path):
     assert flatten(read) == flatten(config)
     read.intra.ramp_steps = 7  # and stay so for the next one
     assert read_config(tmp_path / "config.json").intra.ramp_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "meant"),
+    [({"temperature": 0.0}, 0.3), ({}, 0.3), ({"temperature": 0.2}, 0.2)],
+)
+def test_an_older_intra_temperature_means_what_it_meant(tmp_path, saved, meant):
+    """0, or none, was c.temperature; and no run goes on under another."""
+    config = load_config("configs/digits.py", ["--config.temperature=0.3"])
+    old = config.to_dict() | {"intra": saved}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path / "config.json").intra.temperature == meant
+    with pytest.raises(UserError, match=rf"intra.temperature: {meant} there, 1.0 here"):
+        check_settings(config, tmp_path)
+    config.intra.temperature = meant
+    check_settings(config, tmp_path)
     check_settings(config, tmp_path)
     config.intra.ramp_steps = 5
     with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
@@ -183,19 +207,117 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
         ("bank.form=sparse", "bank.form='sparse' is none of auto, dense, streamed"),
         ("bank.dtype=float16", "bank.dtype='float16' is none of float32, bfloat16"),
-        ("model.name=vgg", "model.name='vgg' is none of resnet18"),
+        ("model.name=vgg", "model.name='vgg' is none of resnet10"),
         ("data.source=arrays", "data.path is empty"),
         ("batch_norm.groups=3", "use 63 or 66"),
         ("optimizer.milestones=5", "give one factor a milestone"),
         ("optimizer.milestones=9,5", "is not increasing"),
-        ("data.std=0,1,1", "is not three numbers above 0"),
-        ("views.crop_area=0.9,0.2", "is not 0 < low <= high <= 1"),
-        ("knn.k=20,5", "is not an increasing list"),
+        ("data.std=0,1,1", "data.std=.* must be finite and above 0"),
+        ("views.crop_area=0.9,0.2", "crop_area=.* is not low, high"),
+        ("views.crop_area=0.5,2", "are no shares"),
+        ("views.crop_aspect=0.5,inf", "is no list of numbers"),
+        ("optimizer.factors=0.1,-1", "finite and at least 0"),
+        ("linear.held_out=1", r"linear.held_out=1.0 must be in \(0, 1\)"),
+        ("linear.learning_rates=0.1,0", "linear.learning_rates=.* above 0"),
+        ("linear.weight_decays=-1", "linear.weight_decays=.* at least 0"),
+        ("retrieval.k=0,1", "retrieval.k=.* at least 1"),
+        ("data.train_classes=5,5", "is not .first, after the last"),
+        ("data.path=gs://bucket/x", "data.path: gs://bucket/x is no local path"),
+        ("data.class_list=https://a/b", "data.class_list: .* is no local path"),
+        ("knn.k=20,5", "knn.k=.* is not increasing"),
     ],
 )
 def test_inconsistent_settings_are_refused_in_words(word, message):
     with pytest.raises(UserError, match=message):
         validate(load_config(DIGITS, [f"--config.{word}"]))
+
+
+TUPLES = {k: v for k, v in base_values().items() if isinstance(v, tuple)}
+FREE = {"optimizer.milestones", "optimizer.factors", "knn.k", "retrieval.k"}
+FREE |= {"linear.learning_rates", "linear.weight_decays"}
+
+
+@pytest.mark.parametrize("key", TUPLES)
+def test_tuples_of_every_length_and_kind(key):
+    """By the command line and by a config file: taken, or refused in words."""
+    value = TUPLES[key]
+    whole = isinstance(value[0], int)
+    wrong = [5, None, "ab", (None,), ("a",) * len(value), (value,)]
+    wrong += [(True,) * len(value), (math.nan,) * len(value)]
+    wrong += [(1.5,) * len(value)] if whole else []
+    for length in range(5):
+        if key in FREE and (length or key.startswith("optimizer.")):
+            continue
+        if length != len(value):
+            wrong.append((value * 5)[:length])
+    for made in wrong:
+        config = load_config(DIGITS)
+        *groups, last = key.split(".")
+        group = config[groups[0]]
+        with group.ignore_type():
+            group[last] = made
+        with pytest.raises(UserError, match=key):
+            validate(config)
+        if isinstance(made, tuple):
+            words = [f"--config.{key}={made}"]
+            if made != (value,):
+                words.append(f"--config.{key}={','.join(map(str, made))}")
+            for word in words:
+                with pytest.raises(UserError, match=key):
+                    validate(load_config(DIGITS, [word]))
+
+
+def test_lists_of_other_lengths_are_taken():
+    for words, expected in (
+        (["milestones=()", "factors=()"], ()),
+        (["milestones=[]", "factors=[]"], ()),
+        (["milestones=()", "factors=()", "milestones=3", "factors=.5"], (3,)),
+        (["milestones=(3)", "factors=(.5,)"], (3,)),
+        (["milestones=3,4,", "factors=1,.5"], (3, 4)),
+        (["milestones=1,2,3", "factors=.5,.2,.1"], (1, 2, 3)),
+    ):
+        words = [f"--config.optimizer.{word}" for word in words]
+        config = load_config(DIGITS, words)
+        validate(config)
+        assert config.optimizer.milestones == expected
+        schedule = make_schedule(config, 1)
+        assert schedule(0) == pytest.approx(0.03)
+        last = (1, *config.optimizer.factors)[-1]
+        assert schedule(24) == pytest.approx(0.03 * last)
+
+
+def test_a_config_file_that_does_not_begin_with_base(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict({'seed': 1, 'knn': {'k': (5,)}})"
+    )
+    with pytest.raises(UserError, match=r"lacks the settings .*begin with"):
+        validate(load_config(str(file)))
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_the_rate_of_every_config_falls(path):
+    config = load_config(path)
+    assert schedule_note(config, config.num_epochs) == ""
+
+
+def test_milestones_beyond_the_end_are_said():
+    def note(*words, planned=None):
+        config = load_config(str(ROOT / "configs" / "cifar10.py"), words)
+        return schedule_note(config, 200 if planned is None else planned)
+
+    assert note("--config.num_epochs=161") == note("--config.num_epochs=0") == ""
+    whole = note("--config.num_epochs=30")
+    assert "never falls" in whole and whole.endswith("optimizer.milestones=18,24")
+    assert "falls less often" in note("--config.num_epochs=150")
+    assert note("--config.num_epochs=150").endswith("=90,120")
+    for epochs, planned in ((1, 200), (30, 30), (30, 0)):
+        words = f"--config.num_epochs={epochs}"
+        assert "never falls" in note(words, planned=planned)
+        assert "same shares" not in note(words, planned=planned)
+    constant = ["--config.optimizer.milestones=()", "--config.optimizer.factors=()"]
+    assert note("--config.num_epochs=1", *constant) == ""
 
 
 def test_all_problems_are_said_at_once():
@@ -211,5 +333,3 @@ def test_sizes_are_checked_against_data_and_devices():
         validate_sizes(config, 100, 1)
     with pytest.raises(UserError, match="not divide over 7 devices; use 126 or 133"):
         validate_sizes(config, 1437, 7)
-    with pytest.raises(UserError, match=r"use --config.knn.k=5,20"):
-        validate_sizes(config, 150, 1)

@@ -1,5 +1,6 @@
 """The launchers: local.sh with a stand-in for Python, the others by their structure."""
 
+import os
 import re
 import shutil
 import signal
@@ -98,7 +99,7 @@ def test_local_lets_them_end_by_their_own_error(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
 )
 def test_local_passes_signals_on_once(stand_in, number, status):
     wait = (
@@ -149,6 +150,23 @@ def test_slurm_script_runs_srun_with_the_flags(tmp_path):
     assert found.stdout.splitlines()[-4:] == tail
 
 
+@pytest.mark.parametrize("status", [0, 1, 75, 130, 137])
+def test_slurm_script_requeues_what_was_stopped_unfinished(tmp_path, status):
+    for name, text in (("srun", f"exit {status}"), ("scontrol", 'echo "told: $*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [LAUNCH / "slurm.sbatch", "--workdir=w"],
+        env=environ | {"SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == status
+    assert ("told: requeue 7" in found.stdout) == (status == 75)
+    assert "#SBATCH --requeue\n" in (LAUNCH / "slurm.sbatch").read_text()
+
+
 def test_jobset_agrees_with_itself():
     """Names and numbers that Kubernetes does not check: a wrong one hangs the run."""
     jobset = yaml.safe_load((LAUNCH / "kubernetes-jobset.yaml").read_text())
@@ -170,6 +188,14 @@ def test_jobset_agrees_with_itself():
     assert f"--num_processes={job['parallelism']} " in script
     assert '--process_id="$JOB_COMPLETION_INDEX"' in script
     assert "\n" not in script and all(flag.startswith("--") for flag in flags)
+    # A run that was stopped unfinished is started again, however often.
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    stopped, moved = job["podFailurePolicy"]["rules"]
+    assert stopped["onExitCodes"]["values"] == [os.EX_TEMPFAIL]
+    assert stopped["onExitCodes"]["containerName"] == container["name"]
+    assert stopped["action"] == moved["action"] == "FailJob"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 

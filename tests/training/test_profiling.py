@@ -7,7 +7,7 @@ import pytest
 from test_rounds import train
 
 from configs import digits
-from eir_jax.experiments.tables import INCIDENTAL
+from eir_jax.experiments.runs import INCIDENTAL
 from eir_jax.run.validate import validate, validate_sizes
 from eir_jax.system.config import flatten
 from eir_jax.system.errors import UserError

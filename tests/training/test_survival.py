@@ -14,7 +14,7 @@ from test_main import QUICK, ROOT, assert_refused, command, environment, records
 
 from configs import digits
 from eir_jax.data import pipeline
-from eir_jax.experiments.evaluate import evaluate, print_table
+from eir_jax.experiments.evaluate import evaluate, print_remarks
 from eir_jax.system.errors import UserError
 from eir_jax.training.loop import train_and_evaluate
 
@@ -89,7 +89,7 @@ def test_a_second_run_on_one_workdir_is_refused(tmp_path):
         assert_refused(train(workdir), "is in use by process", str(first.pid))
         assert first.poll() is None
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
+        assert first.wait(60) == 75
     assert newest(workdir) > 0  # the lock went with its process
 
 
@@ -146,7 +146,7 @@ def test_batches_that_are_not_finite_are_left_out(poison, tmp_path, capsys):
     assert counted == [0] + [1] * 5 + [2] * 5
     record = evaluate(tmp_path / "whole", tasks=("health",))
     assert record["skipped"] == [5, 27]
-    print_table(record)
+    print_remarks(record)
     assert "as not finite: steps [5, 27]" in capsys.readouterr().out
     # In two parts, the second of which knows from the checkpoint what was left out.
     first = whole | {"num_epochs": 1}
