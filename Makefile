@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; use make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -40,15 +40,15 @@ suite: $(VENV)/ready-test
 oracle: $(VENV)/ready-test  ## for one more comparison in the tests
 	$(BIN)/pip install -q --no-index --no-deps torch
 	$(BIN)/pip install -q --no-deps pytorch-metric-learning
-	$(BIN)/pip install -q faiss-cpu filelock fsspec jinja2 networkx "setuptools>=77" \
-	  sympy tqdm typing_extensions
+	$(BIN)/pip install -q faiss-cpu filelock fsspec jinja2 networkx sympy tqdm \
+	  typing_extensions
 
 # The part of the suite that needs no TensorFlow, on a newer Python and its newer JAX:
 #   make newest PYTHON=python3.12 VENV=.venv-newest
 newest:          ## the TensorFlow-free tests, e.g. on Python 3.12
 	$(PYTHON) -m venv $(VENV)
-	grep -v '^tensorflow-cpu\|^tensorflow>\|^tensorflow=' requirements.txt > $(VENV)/requirements.txt
-	$(BIN)/pip install -q -r $(VENV)/requirements.txt -r requirements-test.txt
+	grep -v '^tensorflow-cpu\|^tensorflow>' requirements/tfds.txt > $(VENV)/tfds.txt
+	$(BIN)/pip install -q -r requirements/core.txt -r $(VENV)/tfds.txt -r requirements-test.txt
 	$(BIN)/python -m pytest
 
 clean:           ## remove what `make` made

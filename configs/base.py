@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
     # Of the kernels of convolutions: 'pytorch' U(+-1/sqrt(fan_in)), its default, or
     # 'he' N(0, 2/fan_out), as torchvision's ResNets; the head is PyTorch's either way.
     c.model.init = "pytorch"
+    # The backbone begins as this one, head and bank anew: the workdir of a run, a
+    # .safetensors, or a .pth (torchvision's names); '': all begins by the seed.
+    c.model.weights = ""
     # What training computes the convolutions in: 'float32', 'bfloat16', or 'auto':
     # 'bfloat16' on accelerators. Parameters, statistics, losses, the bank's products
     # and all of evaluation are float32, evaluation at the highest precision.

@@ -9,7 +9,7 @@ of such: add `--config.data.source=folder --config.data.path=DIR`. Paper: R@1 28
 R@2 38.1 %, R@4 49.5 %, R@8 62.1 %.
 """
 
-from configs import cub200
+from eir_jax.configs import cub200
 
 
 def get_config():

@@ -7,7 +7,7 @@ From a local file instead of TFDS: add `--config.data.source=arrays
 R@1 79.9 % (Table 5).
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ From a local file instead of TFDS: add `--config.data.source=arrays
 --config.data.path=cifar100.npz`. Paper: kNN 61.4 % (k = 200, one round), R@1 45.6 %.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ unpacked archive does as well: add `--config.data.source=folder
 followed while training. Paper: R@1 14.6 %, R@2 22.1 %, R@4 32.6 %, R@8 44.1 %.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@
 (k = 20) >= 95 % and R@1 >= 96 % (untrained: about 85 % and 76 %).
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ while training, within train where there is no test split (--config.data.held_ou
 makes one); without, use eir_jax.embed and eir_jax.search. Not in the paper.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

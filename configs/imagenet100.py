@@ -9,7 +9,7 @@ they are. Extracted files stay on the disk: add `--config.data.source=folder
 kNN 66.5 % (k = 200).
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -7,7 +7,7 @@ The path is the unpacked archive imagenette2-160 (or -320), with train/ and
 val/: 9,469 and 3,925 pictures, of which the centre square is taken. Not in the paper.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

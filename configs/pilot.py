@@ -20,7 +20,7 @@ says 406ae2098054 of all images and labels there. Not in the paper: the order of
 is looked into here. RESULTS.md's tables are written from the ledger (docs/sweeps.md).
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

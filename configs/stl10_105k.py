@@ -7,7 +7,7 @@ kNN and linear probe see the 5,000 labelled ones. 2.9 GB of memory for the image
 Paper: linear 79.3 %, kNN 84.7 % (k = 200).
 """
 
-from configs import stl10_5k
+from eir_jax.configs import stl10_5k
 
 
 def get_config():

@@ -6,7 +6,7 @@ TFDS fetches one archive of 2.6 GB. Paper: linear 76.4 %, kNN 78.2 % (k = 200) o
 8,000 test images.
 """
 
-from configs import base
+from eir_jax.configs import base
 
 
 def get_config():

@@ -11,11 +11,15 @@ Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] o
 length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
 `index`, `label` where known, and `meta`, JSON that says what they are. But for --split
 it needs no data set, and no TensorFlow. --config.evaluation_batch_size=N embeds N at a
-time.
+time. Instead of a run, a file of weights serves, without training: what eir_jax.export
+wrote, or a ResNet-18 or 34 of another program, by torchvision's names; its embedding is
+the feature, scaled to unit length, and --config.data.image_size and the like say how
+pictures are prepared for it (default: as ImageNet's for a 7x7 first convolution).
 
   python -m eir_jax.embed --workdir=DIR --images=PICTURES --out=pictures.npz
   python -m eir_jax.embed --workdir=DIR --images=FILE.npz --out=arrays.npz
   python -m eir_jax.embed --workdir=DIR --split=test --out=test.npz
+  python -m eir_jax.embed --weights=F.safetensors --images=PICTURES --out=pictures.npz
 """
 
 
@@ -24,11 +28,14 @@ def main(argv: list[str]) -> int:
     from eir_jax.data.picture_files import SUFFIXES
 
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
-    parser.add_argument(
-        "--workdir",
-        required=True,
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--workdir", type=cli.path, help="folder of a run of eir_jax.main"
+    )
+    source.add_argument(
+        "--weights",
         type=cli.path,
-        help="folder of a run of eir_jax.main",
+        help="a .safetensors, or a .pth where torch is",
     )
     parser.add_argument(
         "--step",
@@ -56,6 +63,8 @@ def main(argv: list[str]) -> int:
     args, overrides = parser.parse_known_args(argv)
     if args.images is None and args.split is None:
         parser.error("give --images=DIR, --images=FILE.npz or --split=train or test")
+    if args.weights is not None and args.step != "last":
+        parser.error("--step goes with --workdir, not with --weights")
     if args.data_path is not None and args.images is not None:
         parser.error("--data_path goes with --split, not with --images")
     if args.images is not None and not args.images.exists():
@@ -72,15 +81,18 @@ def main(argv: list[str]) -> int:
 
     with written_whole(args.out) as write:  # refuses before the work, not after
         from eir_jax.collection import embed
-        from eir_jax.evaluation.restore import restore_run
+        from eir_jax.evaluation.restore import restore_run, restore_weights
 
         data_path = args.data_path and str(args.data_path)
         paths = None
         if args.images is not None and args.images.is_dir():
             paths = embed.existing_pictures(args.images)
-        run = restore_run(args.workdir, args.step, overrides)
+        if args.weights is not None:
+            by, run = args.weights, restore_weights(args.weights, overrides)
+        else:
+            by, run = args.workdir, restore_run(args.workdir, args.step, overrides)
         if paths is not None:
-            found = embed.embed_pictures(run, args.workdir, args.images, paths)
+            found = embed.embed_pictures(run, by, args.images, paths)
             if any("/" in path for path in paths):
                 print(
                     "no `label` is written: what a folder's name means is not known "
@@ -88,15 +100,16 @@ def main(argv: list[str]) -> int:
                     file=sys.stderr,
                 )
         elif args.images is not None:
-            found = embed.embed_file(run, args.workdir, args.images, args.split)
+            found = embed.embed_file(run, by, args.images, args.split)
         else:
-            found = embed.embed_split(run, args.workdir, args.split, data_path)
+            found = embed.embed_split(run, by, args.split, data_path)
         write(found)
     rows, dim = found.embedding.shape
     skipped = found.meta.get("skipped", 0)
+    which = f"step {found.meta['step']}" if args.weights is None else str(args.weights)
     print(
-        f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by step "
-        f"{found.meta['step']}" + (f"; {skipped:,} broken skipped" if skipped else "")
+        f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by {which}"
+        + (f"; {skipped:,} broken skipped" if skipped else "")
     )
     return 0
 

@@ -9,7 +9,16 @@ ROOT = Path(eir_jax.__file__).parent
 # From the lowest floor up: a room imports from those before it alone. The commands,
 # files beside the rooms, may import from all, and nothing imports from them.
 ROOMS = (
-    *("system", "models", "data", "objectives", "run", "evaluation", "figures"),
+    *(
+        "configs",
+        "system",
+        "models",
+        "data",
+        "objectives",
+        "run",
+        "evaluation",
+        "figures",
+    ),
     *("collection", "experiments", "training"),
 )
 MOST_LINES = 450

@@ -3,7 +3,7 @@
 The learning rate falls at the paper's shares of a run, 60 and 80 %.
 """
 
-from configs.grids import table1
+from eir_jax.configs.grids import table1
 
 GRID = {
     f"{name}_{epochs}_epochs": {

@@ -5,7 +5,7 @@ square. Where a change is of more than the term, the baseline stands beside it w
 change.
 """
 
-from configs.grids import table1
+from eir_jax.configs.grids import table1
 
 IRAUG = table1.GRID["IRaug"]
 INTRA = table1.GRID["intra"]

@@ -4,7 +4,7 @@ kNN (k = 200) on CIFAR-10: Random 33.4, IR 80.8, IRaug 83.4, intra 86.3, inter 8
 EIR 87.6 %.
 """
 
-from configs.grids import table1
+from eir_jax.configs.grids import table1
 
 IRAUG, INTRA, INTER = (table1.GRID[name] for name in ("IRaug", "intra", "inter"))
 HE = {"model.init": "he"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from eir_jax.collection.embeddings import Embeddings, read_images
 from eir_jax.data.picture_files import SUFFIXES, list_files, others_in_words
@@ -114,6 +115,13 @@ def embed_file(
         )
     source = {"source": str(file.resolve()), "split": split or ""}
     return _embed_arrays(run, images, labels, describe(run, workdir) | source)
+
+
+def embed_arrays(
+    run: "Run", workdir: Path, images: UInt8[np.ndarray, "row side side 3"]
+) -> Embeddings:
+    """Embed images in memory, of the size of the run's."""
+    return _embed_arrays(run, images, None, describe(run, workdir) | {"source": ""})
 
 
 def embed_split(

@@ -47,7 +47,7 @@ def embed_query(
         if noted is None:
             raise UserError("the embeddings note no workdir; give --workdir")
         workdir = Path(noted)
-        if not workdir.is_dir():
+        if not workdir.exists():
             raise UserError(
                 f"the workdir that the embeddings note, {noted}, does not exist here; "
                 "give --workdir"
@@ -57,9 +57,9 @@ def embed_query(
     else:
         folder, paths = Path.cwd(), [str(query)]
         _read(query, 1)  # a broken one need not wait for the checkpoint
-    from eir_jax.evaluation.restore import restore_run
+    from eir_jax.evaluation.restore import restore
 
-    run = restore_run(workdir, step or str(gallery.meta.get("step", "last")))
+    run = restore(workdir, step or str(gallery.meta.get("step", "last")))
     _check_same_checkpoint(describe(run, workdir), gallery.meta, str(workdir))
     return embed_pictures(run, workdir, folder, paths)
 

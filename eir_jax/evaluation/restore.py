@@ -1,24 +1,35 @@
-"""A run's network from its workdir alone: settings, checkpoint, encoder."""
+"""A run's network from its workdir alone, or from a file of weights."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.data.dataset import Dataset
 from eir_jax.data.sources import load
 from eir_jax.evaluation.embed import Embed, make_embed
-from eir_jax.models.encoder import make_encoder
+from eir_jax.models.encoder import feature_dim, make_encoder
+from eir_jax.models.weights import (
+    Tensors,
+    from_torchvision,
+    network_of,
+    read_weights,
+    sha256,
+    to_torchvision,
+)
 from eir_jax.objectives.systems import make_objective
 from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint, Meta
 from eir_jax.run.optimizer import make_optimizer
 from eir_jax.run.state import TrainState, abstract_train_state
 from eir_jax.run.validate import check_complete, check_data_there, validate
 from eir_jax.system import sharding
-from eir_jax.system.config import complete, override, read_config
+from eir_jax.system.config import complete, load_config, override, read_config
 from eir_jax.system.errors import UserError
 
 
@@ -93,6 +104,110 @@ def restore_run(
                 f"checkpoint {number} is damaged: {damage}; {_existing(checkpoints)}"
             ) from None
     return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+
+
+PREPARATION_KEYS = (
+    *("evaluation_batch_size", "data.image_size", "data.resize", "data.fit"),
+    *("data.mean", "data.std"),
+)
+"""What may be set of weights of other programs, which do not say it."""
+
+
+def restore_weights(
+    file: Path, overrides: Sequence[str] = (), allowed: tuple[str, ...] | None = None
+) -> Run:
+    """Return what embeds by a file of weights, as `restore_run` by a checkpoint.
+
+    Weights of other programs have no head of ours: the embedding is the feature, scaled
+    to unit length. Their images are prepared as ImageNet's are (a 7x7 first
+    convolution) or CIFAR's (3x3), if not set otherwise.
+
+    Args:
+      file: .safetensors or .pth.
+      overrides: words `--config.key=value`.
+      allowed: what their keys may begin with; None: `evaluation_batch_size`, and of
+        other programs' weights `PREPARATION_KEYS`.
+
+    Raises:
+      UserError: no such file, a damaged one, one of a network that there is not here,
+        or a setting that is not allowed or wrong.
+    """
+    tensors, about = read_weights(file)
+    if about:
+        try:
+            config = complete(about["config"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} notes no settings: {error}") from None
+    else:
+        config = load_config("base")
+        config.model.update(network_of(tensors))
+        config.model.embedding_dim = feature_dim(config.model)
+        if config.model.stem == "imagenet":
+            theirs = load_config("image_folder").data
+            for key in ("image_size", "resize", "fit", "mean", "std"):
+                config.data[key] = theirs[key]
+        tensors = {n: x for n, x in tensors.items() if not n.startswith("fc.")}
+        tensors["fc.weight"] = np.eye(config.model.embedding_dim, dtype=np.float32)
+        tensors["fc.bias"] = np.zeros(config.model.embedding_dim, np.float32)
+    if allowed is None:
+        allowed = PREPARATION_KEYS[:1] if about else PREPARATION_KEYS
+    override(config, overrides, allowed)
+    validate(config)
+    mesh = sharding.make_mesh()
+    encoder = make_encoder(config, exact=True)
+    size = config.data.image_size
+    like = jax.eval_shape(
+        lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    )
+    variables = from_torchvision(
+        tensors, like["params"], like["batch_stats"], with_head=True
+    )
+    params, batch_stats = jax.tree.map(
+        lambda x: sharding.put_everywhere(x, mesh), variables
+    )
+    state = TrainState(
+        step=jnp.asarray(about.get("step", 0), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=(),
+        memory={},
+    )
+    meta = {
+        "num_examples": about.get("num_examples", 0),
+        "train_hash": about.get("train_hash", ""),
+        "checksums": about.get("checksums") or {"weights": sha256(tensors)},
+        "config": config.to_dict(),
+    }
+    return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+
+
+def restore(
+    source: Path,
+    step: str = "last",
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Restore a workdir's checkpoint, or a file of weights.
+
+    Raises:
+      UserError: as `restore_run` and `restore_weights`.
+    """
+    if source.is_dir():
+        return restore_run(source, step, overrides)
+    if not source.exists():
+        raise UserError(f"there is no workdir or file of weights {source}")
+    return restore_weights(source, overrides)
+
+
+def tensors_of(source: Path) -> Tensors:
+    """Return the newest weights of a workdir, or a file's, by torchvision's names.
+
+    Raises:
+      UserError: as `restore_run` and `read_weights`.
+    """
+    if source.is_dir():
+        state = restore_run(source).state
+        return to_torchvision(state.params, state.batch_stats)
+    return read_weights(source).tensors
 
 
 def load_data(run: Run, data_path: str | None = None) -> Dataset:

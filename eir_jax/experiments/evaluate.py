@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.files import check_folder, check_writable, write_json
+
+if TYPE_CHECKING:
+    from eir_jax.experiments.elsewhere import Judged
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
@@ -37,6 +40,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     tell: Tell | None = None,
     out: Path | None = None,
+    judged: "Judged | None" = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write `eval/step_N.json`, pictures and report.
 
@@ -51,6 +55,7 @@ def evaluate(
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
       tell: called with each task and the record so far, as soon as it is done.
       out: folder to write to; the workdir where it is left out.
+      judged: what is judged instead of the run in `workdir`, written to `out`.
 
     What other tasks found of the same checkpoint on the same data before stays.
 
@@ -73,12 +78,19 @@ def evaluate(
     from eir_jax.run.record import made_by
     from eir_jax.system.config import flatten
 
-    run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
+    says: dict[str, Any] = {}
+    if judged is None:
+        run = restore_run(workdir, step, overrides, EVALUATION_KEYS)
+    else:
+        run, dataset, says = judged.run, judged.dataset, dict(judged.says)
     target = processes.output(out or workdir)
     path = target / "eval" / f"step_{int(run.state.step)}.json"
     check_outputs(target, path, not tasks or "figures" in tasks)
-    dataset = load_data(run, data_path)
+    if judged is None:
+        dataset = load_data(run, data_path)
     refused = refused_tasks(dataset, run.config)
+    if judged is not None and judged.subject is not None:
+        refused["figures"] = "embeddings hold no pictures"
     asked = tuple(tasks or TASKS)
     wanted = [task for task in asked if task not in refused]
     failed = {task: refused[task] for task in tasks if task in refused}
@@ -88,14 +100,15 @@ def evaluate(
     for note in notes:
         print(note)
     for task in (task for task in asked if task in refused):
-        print(f"without {TITLES[task]}: {refused[task]}")
-    subject = all_tasks.embed_subject(
+        print(f"without {TITLES.get(task, task)}: {refused[task]}")
+    subject = (judged and judged.subject) or all_tasks.embed_subject(
         run, dataset, with_gallery=bool({"knn", "linear"} & set(wanted))
     )
 
     reached = int(run.state.step)
     skipped = run.meta.get("skipped", ())  # checkpoints of before have none
-    shared = all_tasks.shared_protocol(dataset, run.config)
+    features = {"features": says.pop("features")} if "features" in says else {}
+    shared = all_tasks.shared_protocol(dataset, run.config) | says
     record: dict[str, Any] = {
         "step": reached,
         "checkpoint": protocol.short_hash(run.meta["checksums"]),
@@ -109,13 +122,15 @@ def evaluate(
     merged = with_other_tasks(record, before)
     for task in (task for task in wanted if task in all_tasks.TASKS):
         try:
-            parts, decides = _run_task(all_tasks.TASKS[task], TITLES[task], subject)
+            parts, decides = _run_task(
+                all_tasks.TASKS[task], TITLES.get(task, task), subject
+            )
         except UserError as error:
             failed[task] = str(error)
-            print(f"without {TITLES[task]}: {error}")
+            print(f"without {TITLES.get(task, task)}: {error}")
             continue
         record |= parts
-        record["protocol"][task] = protocol.tag(decides, shared)
+        record["protocol"][task] = protocol.tag(decides | features, shared)
         merged = with_other_tasks(record, before)
         if tell:
             tell(task, merged)
@@ -152,7 +167,7 @@ def evaluate(
     )
     if failed:
         raise UserError(
-            "; ".join(f"no {TITLES[t]}: {why}" for t, why in failed.items())
+            "; ".join(f"no {TITLES.get(t, t)}: {why}" for t, why in failed.items())
         )
     return merged
 
@@ -193,8 +208,8 @@ def read_before(record: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         before = json.loads(path.read_text())
         same = before.get("checkpoint") == record["checkpoint"] and all(
-            before["protocol"][key] == record["protocol"][key]
-            for key in ("data", "transform")
+            before["protocol"].get(key) == record["protocol"].get(key)
+            for key in ("data", "transform", "encoder")
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"warning: {path} is no evaluation ({error!r}), and is replaced")
@@ -273,7 +288,7 @@ def print_task(task: str, record: dict[str, Any]) -> None:
     from rich.table import Table
 
     name = record["protocol"]["data"]["name"]
-    title = f"{TITLES[task]} of {name}, step {record['step']}"
+    title = f"{TITLES.get(task, task)} of {name}, step {record['step']}"
     table = Table(title=title, show_header=False)
     table.add_column(min_width=27)
     table.add_column(min_width=13)

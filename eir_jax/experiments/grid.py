@@ -1,15 +1,13 @@
 """Grids: files of named settings that a sweep runs."""
 
-import difflib
 import re
 import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eir_jax.system.config import CONFIGS, find_config, importing_configs
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import in_words
 
-FOLDER = Path("configs/grids")
 FIGURE_KEYS = {"x", "lines", "rows", "baseline"}
 
 
@@ -32,18 +30,13 @@ def load_grid(name_or_file: str) -> Grid:
     Raises:
       UserError: no such file, it fails, or GRID or FIGURES are not of their form.
     """
-    path = Path(name_or_file)
-    if path.suffix != ".py":
-        path = FOLDER / f"{name_or_file}.py"
-    if not path.is_file():
-        known = sorted(p.stem for p in FOLDER.glob("*.py"))
-        near = difflib.get_close_matches(path.stem, known) or known
-        raise UserError(
-            f"there is no grid {in_words(path)}; give a file, or one of "
-            f"{', '.join(near)}"
-        )
+    file = find_config(name_or_file, "grids")
+    path = file
+    if file.parent == CONFIGS / "grids":  # ours, wherever it lies
+        path = Path("configs/grids") / file.name
     try:
-        found = runpy.run_path(str(path))
+        with importing_configs():
+            found = runpy.run_path(str(file))
     except Exception as error:
         raise UserError(
             f"grid {path} fails: {type(error).__name__}: {error}"

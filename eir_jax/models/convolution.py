@@ -130,7 +130,7 @@ def _seen(x: Images, size: int, stride: int) -> Iterator[tuple[tuple[int, int], 
                 jax.lax.slice(
                     padded,
                     (0, i, j, 0),
-                    (len(x), i + last[0] + 1, j + last[1] + 1, x.shape[3]),
+                    (x.shape[0], i + last[0] + 1, j + last[1] + 1, x.shape[3]),
                     (1, stride, stride, 1),
                 ),
             )

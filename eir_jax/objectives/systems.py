@@ -114,6 +114,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"model.towers={model.towers} does not go with objective={name}; use "
             f"model.towers={towers}"
         )
+    if model.towers != "one" and model.weights:
+        yield (
+            f"model.weights={model.weights} is of one network, and model.towers="
+            f"{model.towers} are two; use model.weights=''"
+        )
     if name == "cmc" and (model.width % 2 or model.embedding_dim % 2):
         yield (
             f"model.width={model.width} and model.embedding_dim={model.embedding_dim} "

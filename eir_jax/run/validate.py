@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,11 +17,11 @@ from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, local_path
 
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "objective": systems.SYSTEMS,
     "inter.negatives": ("batch", "bank"),
     "interpolation.kind": ("cutmix", "mixup"),
-    "model.name": tuple(BLOCKS),
+    "model.name": BLOCKS,
     "model.head": HEADS,
     "model.towers": ("one", "lab"),
     "optimizer.name": OPTIMIZERS,
@@ -34,7 +34,7 @@ CHOICES = {
     "linear.solver": ("sgd", "lbfgs"),
     "bank.form": ("auto", "dense", "streamed"),
     "bank.dtype": ("float32", "bfloat16"),
-    "data.source": tuple(SOURCES),
+    "data.source": SOURCES,
     "data.fit": ("crop", "squash"),
     "data.keep": ("pixels", "encoded"),
     "data.broken": ("skip", "error"),

@@ -8,34 +8,99 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from eir_jax import configs
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, replacing
 
-BASE = Path(__file__).parents[2] / "configs" / "base.py"
+CONFIGS = Path(configs.__path__[0])
+"""Our own config files: configs/ of the tree, or within the installed package."""
 DEEP = (RecursionError, MemoryError)  # of brackets without an end
 OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Run `get_config()` of the Python file at `path` and apply the overrides.
+def load_config(
+    config: str | os.PathLike[str] | ConfigDict, overrides: Sequence[str] = ()
+) -> ConfigDict:
+    """Run `get_config()` of a config file and apply the overrides.
+
+    Settings that the file does not name have the values of configs/base.py.
 
     Args:
-      path: e.g. 'configs/digits.py'.
+      config: a file, or a name: 'digits' is configs/digits.py of ours, from any folder;
+        or what a file's `get_config()` returns.
       overrides: command-line words `--config.key=value` (or the value as the next
         word); a value is read as the type that the key has.
 
     Raises:
       UserError: no such file, no `get_config` in it, an unknown key, a wrong type.
     """
-    config = _run_config_file(path)
-    override(config, overrides)
-    return config
+    if isinstance(config, ConfigDict):
+        settings = _completed(config, "given")
+    else:
+        name = os.fspath(config)
+        settings = _completed(_run_config_file(find_config(name)), name)
+    override(settings, overrides)
+    return settings
+
+
+def find_config(name_or_file: str, folder: str = "") -> Path:
+    """Return the file that a name or path means: one that is there, or one of ours.
+
+    Args:
+      name_or_file: 'NAME' and, where there is no such file, 'configs/NAME.py' are ours.
+      folder: within configs/, where names are looked for: 'grids'.
+
+    Raises:
+      UserError: there is none; what is near.
+    """
+    ours, shown = CONFIGS / folder, Path("configs") / folder
+    path = Path(name_or_file).expanduser()
+    if path.is_file():
+        return path
+    is_name = path.suffix != ".py" and path.name == name_or_file
+    if (is_name or path.parent == shown) and (ours / f"{path.stem}.py").is_file():
+        return ours / f"{path.stem}.py"
+    known = sorted(p.stem for p in ours.glob("[!_]*.py"))
+    near = difflib.get_close_matches(path.stem, known, cutoff=0.5)
+    if is_name:
+        path = shown / f"{path.stem}.py"
+    way_out = f"give a file, or one of {', '.join(near or known)}"
+    if near and not folder:
+        way_out = f"did you mean {shown / near[0]}.py?"
+    raise UserError(
+        f"there is no {'grid' if folder else 'config file'} {in_words(path)}; {way_out}"
+    )
+
+
+@contextmanager
+def importing_configs() -> Iterator[None]:
+    """Let a config file or grid import: ours as `configs` too, what lies here after it.
+
+    Elsewhere `configs` may be somebody else's, so that it is so for a while alone.
+    """
+    here = os.getcwd()
+    module = ModuleType("configs")
+    module.__path__ = [str(CONFIGS), os.path.join(here, "configs")]
+    names = [n for n in sys.modules if n == "configs" or n.startswith("configs.")]
+    before = {name: sys.modules.pop(name) for name in names}
+    sys.modules["configs"] = module
+    path = list(sys.path)
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def override(
@@ -113,8 +178,12 @@ def complete(saved: dict[str, Any]) -> ConfigDict:
     Raises:
       KeyError, TypeError, ValueError, AttributeError: these are no settings.
     """
+    return _on_base(_as_today(saved))
+
+
+def _on_base(settings: dict[str, Any]) -> ConfigDict:
     config = _base().copy_and_resolve_references()
-    config.update(ConfigDict(_tuples(_as_today(saved))))
+    config.update(ConfigDict(_tuples(settings)))
     for key, value in flatten(config).items():
         if value is None:
             raise ValueError(f"{key} has no value")
@@ -138,8 +207,29 @@ def _as_today(saved: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _base() -> ConfigDict:
-    """Return the settings of configs/base.py; none where the package is alone."""
-    return _run_config_file(str(BASE)) if BASE.is_file() else ConfigDict()
+    """Return the settings of configs/base.py."""
+    return _run_config_file(CONFIGS / "base.py")
+
+
+def _completed(config: ConfigDict, name: str) -> ConfigDict:
+    """Return what a config file gives, with base.py's values for the rest.
+
+    Raises:
+      UserError: it sets what is no setting, or to a value of another type.
+    """
+    known, given = flatten(_base()), flatten(config)
+    for key in given:
+        if key not in known and not key.startswith("paper."):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"config {name} sets {key}, and there is no such setting{hint} "
+                "(configs/base.py has all)"
+            )
+    try:
+        return _on_base(config.to_dict())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"config {name}: {error}; see configs/base.py") from None
 
 
 def _tuples(value: Any) -> Any:
@@ -148,23 +238,15 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _run_config_file(path: str) -> ConfigDict:
-    file = Path(path)
-    if not file.is_file():
-        near = difflib.get_close_matches(
-            file.name, [p.name for p in Path("configs").glob("*.py")], cutoff=0.5
-        )
-        hint = f"; did you mean configs/{near[0]}?" if near else ""
-        raise UserError(f"there is no config file {in_words(path)}{hint}")
-    spec = importlib.util.spec_from_file_location("config_file", file)
+def _run_config_file(path: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; a config file ends in .py")
-    if os.getcwd() not in sys.path:  # for `from configs import base`
-        sys.path.insert(0, os.getcwd())
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        with importing_configs():
+            spec.loader.exec_module(module)
+            config = module.get_config()
     except Exception as error:
         raise UserError(
             f"config file {path} fails: {type(error).__name__}: {error}"

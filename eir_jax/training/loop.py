@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,7 +25,9 @@ from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.data.views import Slot
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
+from eir_jax.evaluation.restore import tensors_of
 from eir_jax.models.encoder import make_encoder
+from eir_jax.models.weights import from_torchvision
 from eir_jax.objectives.systems import training_split
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
@@ -338,11 +341,28 @@ def _restore_or_create(
                 f"every checkpoint in {checkpoints.directory} is damaged; move the "
                 "folder away to train from the beginning"
             )
-        return parts.create_state()
+        state = parts.create_state()
+        return _with_weights(parts, state) if parts.config.model.weights else state
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
     return state
+
+
+def _with_weights(parts: Parts, state: TrainState) -> TrainState:
+    """Return the state before the first step with the backbone of `model.weights`."""
+    source = parts.config.model.weights
+    tensors = tensors_of(Path(source).expanduser())
+    params, batch_stats = jax.tree.map(
+        lambda x: sharding.put_everywhere(np.asarray(x), parts.mesh),
+        from_torchvision(tensors, state.params, state.batch_stats, with_head=False),
+    )
+    if processes.is_main():
+        print(f"backbone of {source}; head and memory begin anew")
+    memory = state.memory
+    if "key" in memory:  # it begins as the encoder, in arrays of its own
+        memory = memory | {"key": jax.tree.map(jnp.copy, params)}
+    return state.replace(params=params, batch_stats=batch_stats, memory=memory)
 
 
 def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:

@@ -1,5 +1,6 @@
 """Pictures of any kind -> embeddings -> neighbours and duplicates, as users run it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
-from eir_jax import search as search_command
 from eir_jax.collection.duplicates import near_duplicates
 from eir_jax.data.picture_files import list_pictures
 from eir_jax.data.pictures import BrokenPicture, read_picture
@@ -387,6 +387,20 @@ def test_search_by_picture(folder, embedded, tmp_path):
     assert {rows[0][2], rows[1][2]} == {"copy of 3.bmp", "noise/3.png"}
 
 
+def test_weights_go_out_and_embed_as_the_run(workdir, folder, embedded, tmp_path):
+    weights, file = tmp_path / "deeper" / "F.safetensors", tmp_path / "W.npz"
+    result = done("export", f"--workdir={workdir}", f"--to={weights}")
+    assert "step 1, " in result.stdout
+    words = [f"--weights={weights}", f"--images={folder}", f"--out={file}"]
+    assert f"by {weights}" in done("embed", *words).stdout
+    found, expected = arrays_of(file), arrays_of(embedded[0])
+    for key in ("embedding", "feature", "path"):
+        np.testing.assert_array_equal(found[key], expected[key])
+    words = [f"--embeddings={file}", "--k=1"]  # which note the weights
+    rows = rows_of(done("search", *words, f"--query={folder / 'noise' / '3.png'}"))
+    assert rows[0][2] == "copy of 3.bmp"
+
+
 def test_search_by_folder_skips_the_broken(workdir, folder, embedded):
     out, _ = embedded
     result = done(
@@ -458,9 +472,8 @@ def test_checkpoint_of_another_model_is_refused(workdir, tmp_path):
 
 def refused(module, *words):
     with pytest.raises((UserError, SystemExit)) as error:
-        {"embed": command, "search": search_command}[module].main(
-            [str(word) for word in words]
-        )
+        command = importlib.import_module(f"eir_jax.{module}")
+        command.main([str(word) for word in words])
     return str(error.value)
 
 
@@ -491,6 +504,20 @@ def test_embed_refuses(workdir, folder, tmp_path, capsys):
         *("embed", "--workdir=/nowhere", "--split=test"), f"--out={tmp_path / 'E.npz'}"
     )
     assert_refused(result, "/nowhere is no workdir")
+
+
+def test_export_and_weights_refuse(workdir, folder, tmp_path, capsys):
+    said = refused("export", f"--workdir={workdir}", f"--to={tmp_path / 'F.h5'}")
+    assert "no form of .safetensors, .onnx, .stablehlo" in said
+    said = refused("export", "--workdir=/nowhere", f"--to={tmp_path / 'F.onnx'}")
+    assert "/nowhere is no workdir" in said
+    words = [f"--images={folder}", f"--out={tmp_path / 'o.npz'}"]
+    said = refused("embed", f"--weights={tmp_path / 'no.safetensors'}", *words)
+    assert "there is no file of weights" in said
+    for more in (f"--workdir={workdir}", "--step=3"):
+        assert refused("embed", f"--weights={folder}", more, *words) == "2"
+        assert "not allowed with" in (err := capsys.readouterr().err) or "--step" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_search_refuses(workdir, folder, embedded, tmp_path, capsys):

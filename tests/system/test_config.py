@@ -292,8 +292,10 @@ def test_a_config_file_that_does_not_begin_with_base(tmp_path):
         "from ml_collections import ConfigDict\n"
         "def get_config(): return ConfigDict({'seed': 1, 'knn': {'k': (5,)}})"
     )
-    with pytest.raises(UserError, match=r"lacks the settings .*begin with"):
-        validate(load_config(str(file)))
+    config = load_config(str(file))
+    validate(config)
+    assert config.seed == 1 and config.knn.k == (5,)
+    assert config.lambda_inter == load_config("base").lambda_inter
 
 
 @pytest.mark.parametrize("path", CONFIGS)

@@ -1,0 +1,1 @@
+"""One file for each data set: what it sets otherwise than base.py, which has all."""

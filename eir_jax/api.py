@@ -1,0 +1,279 @@
+"""What `import eir_jax` offers: train, load and use an encoder from Python.
+
+Paths may be strings. Nothing is printed where all goes well, but with `progress=True`
+what the command of the same name prints. Bad input raises UserError
+(eir_jax.system.errors), one line that says the way out.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, UInt8
+from ml_collections import ConfigDict
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from eir_jax.collection.embed import (
+    embed_arrays,
+    embed_file,
+    embed_pictures,
+    existing_pictures,
+)
+from eir_jax.collection.embeddings import Embeddings
+from eir_jax.evaluation.export import export
+from eir_jax.evaluation.knn import knn_accuracy, unit_rows
+from eir_jax.evaluation.nearest import nearest
+from eir_jax.evaluation.restore import restore
+from eir_jax.system import cli, compilation_cache
+from eir_jax.system.config import load_config
+from eir_jax.system.errors import UserError
+
+AnyPath = str | PathLike[str]
+Images = UInt8[np.ndarray, "n size size 3"]
+
+
+class TrainedEncoder:
+    """An encoder from a checkpoint or a file of weights; `load` makes it.
+
+    Attributes:
+      config: all settings it was trained with.
+      step: steps it was trained for.
+      image_size: pixels, of the sides of the arrays that `embed` takes.
+    """
+
+    def __init__(self, source: AnyPath, step: int | str = "last"):
+        cli.quiet_libraries()
+        compilation_cache.keep_compiled()
+        self._source = Path(source).expanduser()
+        self._run = restore(self._source, str(step))
+        self.config: ConfigDict = self._run.config
+        self.step = int(self._run.state.step)
+        self.image_size: int = self.config.data.resize or self.config.data.image_size
+
+    def __repr__(self) -> str:
+        return f"TrainedEncoder({str(self._source)!r}, step={self.step})"
+
+    def embed(
+        self,
+        images: Images | AnyPath | Sequence[AnyPath],
+        *,
+        progress: bool = False,
+    ) -> Embeddings:
+        """Embed arrays, pictures or a folder.
+
+        Args:
+          images: uint8 RGB [n, image_size, image_size, 3]; or a folder, searched to the
+            bottom; or one or several picture files of any size; or an .npz that holds
+            `images`.
+          progress: print how far it is.
+
+        Returns:
+          An object with the arrays `embedding` float32 [n, 128], of unit length,
+          `feature` float32 [n, 512], before the head, and `path` (pictures: relative to
+          the folder, if one was given) or `index`; pictures that are broken are named
+          on stderr and left out of all.
+
+        Raises:
+          UserError: there are no images, or they are not of the type and size.
+        """
+        with _quiet(not progress):
+            if isinstance(images, (str, PathLike)):
+                path = Path(images).expanduser()
+                if path.is_dir():
+                    paths = existing_pictures(path)
+                    return embed_pictures(self._run, self._source, path, paths)
+                if path.suffix == ".npz":
+                    return embed_file(self._run, self._source, path)
+                images = [path]
+            if not isinstance(images, np.ndarray):
+                if not len(images):
+                    raise UserError("there is no picture to embed: the list is empty")
+                names = [str(Path(path).expanduser()) for path in images]
+                return embed_pictures(self._run, self._source, Path.cwd(), names)
+            size = self.image_size
+            if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+                raise UserError(
+                    f"the images are {images.dtype} {list(images.shape)}; they must be "
+                    f"uint8 [n, {size}, {size}, 3], as this encoder was trained "
+                    "(picture files may be of any size)"
+                )
+            if not len(images):
+                raise UserError("there is no image to embed: the array is empty")
+            return embed_arrays(self._run, self._source, images)
+
+    def export(self, file: AnyPath) -> None:
+        """Write the weights: .safetensors, .onnx or .stablehlo (docs/weights.md).
+
+        Raises:
+          UserError: another suffix, a package that is not installed, or the file cannot
+            be written.
+        """
+        export(self._run, self._source, Path(file).expanduser())
+
+
+class Transformer(TransformerMixin, BaseEstimator):
+    """A trained encoder as a step of a scikit-learn pipeline.
+
+    Args:
+      source: workdir or file of weights, as for `load`.
+      output: 'embedding' or 'feature'.
+    """
+
+    def __init__(self, source: AnyPath, output: str = "embedding"):
+        self.source = source
+        self.output = output
+
+    def fit(self, images: Any, labels: Any = None) -> "Transformer":
+        """Load the encoder; it was trained before, and nothing is learned here."""
+        if self.output not in ("embedding", "feature"):
+            raise UserError(f"output={self.output!r} is no embedding or feature")
+        self.encoder_ = load(self.source)
+        return self
+
+    def transform(
+        self, images: Images | AnyPath | Sequence[AnyPath]
+    ) -> Float32[np.ndarray, "n dim"]:
+        """Return a row for each image, as `TrainedEncoder.embed` takes them.
+
+        Raises:
+          UserError: also where a picture is broken, as rows would no longer fit.
+        """
+        if not hasattr(self, "encoder_"):
+            self.fit(images)
+        found = self.encoder_.embed(images)
+        if skipped := found.meta.get("skipped"):
+            raise UserError(f"{skipped} of the pictures are broken; leave them out")
+        rows: np.ndarray = getattr(found, self.output)
+        return rows
+
+
+def load(source: AnyPath, step: int | str = "last") -> TrainedEncoder:
+    """Return the encoder of a run or of a file of weights.
+
+    Args:
+      source: the workdir of a run, or a .safetensors or .pth (docs/weights.md).
+      step: of a workdir: which checkpoint; a number, 'last' or 'best'.
+
+    Raises:
+      UserError: there is none there, or it is damaged.
+    """
+    return TrainedEncoder(source, step)
+
+
+def train(
+    config: str | PathLike[str] | ConfigDict,
+    workdir: AnyPath,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = False,
+) -> TrainedEncoder:
+    """Train in `workdir`, or go on with what was begun there; return the encoder.
+
+    Args:
+      config: a name ('digits'), a config file, or what one returns.
+      workdir: the folder of the run.
+      settings: what to set otherwise: {"num_epochs": 2, "model.width": 8}.
+      progress: print what `python -m eir_jax.main` prints.
+
+    Raises:
+      UserError: for bad settings or data, and when a loss is not finite.
+      KeyboardInterrupt: after the step at hand, saved, when interrupted.
+    """
+    from eir_jax.training.loop import train_and_evaluate
+
+    cli.quiet_libraries()
+    compilation_cache.keep_compiled()
+    workdir = Path(workdir).expanduser()
+    config = load_config(config, _words(settings))
+    with _quiet(not progress):
+        status = train_and_evaluate(config, workdir)
+    if status == 130:
+        raise KeyboardInterrupt
+    return load(workdir)
+
+
+def evaluate(
+    workdir: AnyPath,
+    *,
+    step: int | str = "last",
+    tasks: Sequence[str] = (),
+    data_path: AnyPath | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run; return what is in its `eval/step_N.json`.
+
+    Args:
+      workdir: the folder of the run.
+      step: a number, 'last' or 'best'.
+      tasks: of knn, linear, retrieval, health, figures; none: all that the data allows.
+      data_path: where the data lies now, if not where training read it.
+      settings: of the evaluation: {"knn.k": (1, 10)}.
+      progress: print what the command prints.
+
+    Returns:
+      `protocol`, and parts for each task; accuracies are fractions in [0, 1].
+
+    Raises:
+      UserError: no checkpoint, or other data than the checkpoint's.
+    """
+    from eir_jax.experiments.evaluate import TASKS, print_remarks, print_task
+    from eir_jax.experiments.evaluate import evaluate as evaluate_run
+
+    cli.quiet_libraries()
+    compilation_cache.keep_compiled()
+    if unknown := sorted({*tasks} - {*TASKS}):
+        raise UserError(f"there is no task '{unknown[0]}'; choose of {','.join(TASKS)}")
+    with _quiet(not progress):
+        record = evaluate_run(
+            Path(workdir).expanduser(),
+            str(step),
+            tuple(tasks),
+            None if data_path is None else str(data_path),
+            overrides=_words(settings),
+            tell=print_task if progress else None,
+        )
+        if progress:
+            print_remarks(record)
+    return record
+
+
+knn = knn_accuracy
+
+
+def neighbours(
+    gallery: Float[np.ndarray, "row dim"],
+    query: Float[np.ndarray, "query dim"] | None = None,
+    k: int = 8,
+) -> tuple[Float32[np.ndarray, "query k"], Int32[np.ndarray, "query k"]]:
+    """Find each query's k most similar rows of the gallery, the nearest first.
+
+    Args:
+      gallery: embeddings or features, of any length.
+      query: likewise; None: each row of the gallery, which then does not find itself.
+      k: neighbours a query.
+
+    Returns:
+      Cosines, and rows of the gallery.
+
+    Raises:
+      UserError: k is out of range, or rows are zero, not finite or of other dimensions.
+    """
+    rows = unit_rows(gallery, "the gallery")
+    if query is None:
+        return nearest(rows, rows, k, exclude=np.arange(len(rows), dtype=np.int32))
+    return nearest(unit_rows(query, "the query"), rows, k)
+
+
+def _words(settings: Mapping[str, Any] | None) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in (settings or {}).items()]
+
+
+def _quiet(quiet: bool) -> contextlib.AbstractContextManager[Any]:
+    if quiet:
+        return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.nullcontext()

@@ -1,0 +1,168 @@
+"""Judged by the same rules: a run on other data, weights, embeddings of any program."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import reference
+from small import SmallRun, small_config
+
+from eir_jax.evaluation.export import export
+from eir_jax.evaluation.knn import knn_accuracy
+from eir_jax.evaluation.restore import restore_run
+from eir_jax.run.checkpoint import Checkpoints
+from eir_jax.system.config import save_config
+from eir_jax.system.errors import UserError
+
+command = importlib.import_module("eir_jax.evaluate")
+TASKS = "--tasks=knn,retrieval,health"
+
+
+def evaluated(out, *words):
+    assert command.main([*map(str, words), TASKS, "--config.knn.k=1,5"]) == 0
+    (file,) = (out / "eval").iterdir()
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Write embeddings of three classes as another program would: of any length."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(3, 6))
+    for name, count in (("train", 60), ("test", 30)):
+        label = np.arange(count) % 3
+        rows = (centre[label] + rng.normal(size=(count, 6))) * 7
+        np.savez(folder / f"{name}.npz", embedding=rows, label=label)
+    return folder / "train.npz", folder / "test.npz"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, one_device):
+    """Return a run with the weights that it began with."""
+    folder = tmp_path_factory.mktemp("run") / "w"
+    folder.mkdir()
+    config = small_config(**{"data.source": "digits", "data.name": "digits"})
+    save_config(config, folder / "config.json")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    meta = {"num_examples": 70, "train_hash": "a" * 64, "config": config.to_dict()}
+    checkpoints.save(SmallRun(config).create(), meta, None)
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory):
+    """Return a config of images of two colours, larger than those of the run."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(1)
+    arrays = {}
+    for name, count in (("train", 40), ("test", 20)):
+        label = np.arange(count) % 2
+        images = rng.integers(0, 120, (count, 12, 12, 3))
+        images[..., 0] += 60 * label[:, None, None]
+        arrays |= {f"{name}_images": images.astype(np.uint8), f"{name}_labels": label}
+    np.savez(folder / "a.npz", **arrays)
+    (folder / "colours.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'data': {'source': 'arrays', 'name': 'colours',\n"
+        f"        'path': {str(folder / 'a.npz')!r}, 'image_size': 12}}}})\n"
+    )
+    return folder / "colours.py", arrays
+
+
+def test_embeddings_of_any_program(files, tmp_path, one_device, capsys):
+    both = ",".join(map(str, files))
+    record = evaluated(tmp_path, f"--embeddings={both}", f"--out={tmp_path}")
+    train, test = (dict(np.load(file)) for file in files)
+    rows = [reference.unit(x["embedding"]) for x in (train, test)]
+    expected = knn_accuracy(rows[1], test["label"], rows[0], train["label"], k=(1, 5))
+    assert record["knn"] == {str(k): v for k, v in expected.items()}
+    assert record["knn_feature"] == record["knn"] and "knn_bank" not in record
+    cosine = rows[1] @ rows[1].T - 2 * np.eye(30)
+    hits = test["label"][cosine.argmax(axis=1)] == test["label"]
+    assert record["retrieval"]["R@1"] == pytest.approx(hits.mean())
+    protocol = record["protocol"]
+    assert protocol["encoder"] == "another program's"
+    assert protocol["data"]["name"] == "train.npz and test.npz"
+    assert "embedding: 6-d" in protocol["knn"]["features"]
+    assert (tmp_path / "report.html").is_file()
+    assert "kNN" in capsys.readouterr().out
+
+
+def test_embeddings_of_one_set_are_judged_within_it(files, tmp_path, one_device):
+    record = evaluated(tmp_path, f"--embeddings={files[0]}", f"--out={tmp_path}")
+    assert "without the query" in record["protocol"]["knn"]["gallery"]
+    assert 0.3 < record["knn"]["1"] < 1  # itself it would find always
+
+
+def test_run_on_another_data_set(workdir, other_data, one_device):
+    config, arrays = other_data
+    out = workdir / "transfer" / "colours"
+    record = evaluated(out, f"--workdir={workdir}", f"--config={config}")
+    run = restore_run(workdir)
+    mean, std = run.config.data.mean, run.config.data.std
+    found = {}
+    for name in ("train", "test"):
+        pixels = arrays[f"{name}_images"] / 255
+        views = np.float32((pixels - mean) / std)
+        found[name] = run.embed(run.state, views).embedding
+    expected = knn_accuracy(
+        found["test"],
+        arrays["test_labels"],
+        found["train"],
+        arrays["train_labels"],
+        k=(1, 5),
+    )
+    assert record["knn"] == pytest.approx({str(k): v for k, v in expected.items()})
+    assert "knn_bank" not in record and not (workdir / "eval").exists()
+    assert record["protocol"]["data"]["name"] == "colours"
+    assert record["protocol"]["encoder"] == "step 0, trained on digits (aaaaaaaaaaaa)"
+
+
+def test_weights_are_judged_as_the_run(workdir, other_data, tmp_path, one_device):
+    config, _ = other_data
+    export(restore_run(workdir), workdir, tmp_path / "F.safetensors")
+    words = [f"--weights={tmp_path / 'F.safetensors'}", f"--config={config}"]
+    record = evaluated(tmp_path / "o", *words, f"--out={tmp_path / 'o'}")
+    by_run = evaluated(
+        tmp_path / "p", f"--workdir={workdir}", words[1], f"--out={tmp_path / 'p'}"
+    )
+    assert record["knn"] == by_run["knn"] and record["health"] == by_run["health"]
+    assert record["protocol"]["encoder"].startswith("weights F.safetensors (")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--embeddings=E"], "need --out"),
+        (["--weights=E"], "need --out"),
+        (["--embeddings=E", "--out=o", "--config=digits"], "--config goes with"),
+        (["--embeddings=E", "--out=o", "--step=3"], "--step goes with"),
+        (["--weights=E", "--out=o", "--compare=x"], "--compare and --data_path go"),
+        (["--workdir=w", "--weights=E"], "not allowed with"),
+    ],
+)
+def test_bad_command_lines_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(words)
+    assert message in capsys.readouterr().err
+
+
+def test_bad_embeddings_are_refused(files, tmp_path, one_device):
+    def said(*names, **arrays):
+        np.savez(tmp_path / "x.npz", **arrays)
+        both = ",".join(str(n) for n in (*names, tmp_path / "x.npz"))
+        with pytest.raises(UserError) as error:
+            evaluated(tmp_path, f"--embeddings={both}", f"--out={tmp_path / 'o'}")
+        return str(error.value)
+
+    rows = np.ones((4, 6), np.float32)
+    assert "takes train.npz,test.npz" in said(*files, embedding=rows)
+    assert "differ in size" in said(files[0], embedding=rows[:, :5])
+    assert "holds no 'embedding'" in said(files[0], rows=rows)
+    assert "'feature' of" in said(files[0], embedding=rows, feature=rows[:3])
+    assert "are zero" in said(files[0], embedding=0 * rows)
+    assert "no labels" in said(embedding=rows)
