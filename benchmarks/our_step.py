@@ -226,7 +226,9 @@ def time_parts(ours: Ours, steps: int, repeats: int) -> dict[str, float]:
 
         made = jax.value_and_grad(loss)(batch["embedding"])
         outputs = outputs_of(batch["embedding"])
-        return objective.update(memory, outputs, batch, jnp.isfinite(made[0]))[0], made
+        return objective.update(memory, outputs, batch, None, jnp.isfinite(made[0]))[
+            0
+        ], made
 
     def optimiser(carry, batch):
         params, opt_state = carry

@@ -22,8 +22,17 @@ def get_config() -> ConfigDict:
 
     # The system that is trained. With a memory bank: 'iraug', -log(p_i + q_i), Eq. 2-3
     # to the letter; 'iraug_sum', -log p_i - log q_i; 'ir', -log p_i, view 1 alone
-    # (Eq. 1). EIR is 'iraug' with both terms below.
+    # (Eq. 1); and of view 1 alone 'ir_nce', 'cmc' (model.towers='lab'), 'and'
+    # (neighbours found each round) and 'clusters' (found each epoch). EIR is 'iraug'
+    # with both terms below.
+    # Within the batch: 'isif', 'isif_augmented' (after aISIF) and 'simclr' (its
+    # model.head is 'mlp_bn', its temperature .5). With a queue: 'moco' and 'eir_moco'
+    # (the authors' release of 2022, whose terms have weights of their own). With
+    # labels: 'supervised', which needs model.num_classes.
     c.objective = "iraug"
+    # The two terms below on top of 'isif', 'simclr' or 'moco' too; where there is a
+    # bank they always are. So objective=simclr alone is SimCLR, whatever lambda is.
+    c.on_top = False
     # Eq. 10: the system's loss + lambda_intra * intra + lambda_inter * inter.
     c.temperature = 0.1  # tau of Eq. 1, 2, 6 and 9; > 0
     c.lambda_intra = 15.0  # lambda_1; >= 0, 0 leaves the term out
@@ -38,7 +47,9 @@ def get_config() -> ConfigDict:
     c.intra.symmetric = False  # mean of KL(p||q) and KL(q||p)
     c.intra.ramp_steps = 0  # steps over which lambda_intra grows from 0; 0: at once
     c.inter = ConfigDict()
-    c.inter.negatives = "batch"  # Eq. 9's j over the 'batch' or the memory 'bank'
+    c.inter.negatives = (
+        "batch"  # Eq. 9's j over the 'batch' or the memory 'bank' (queue)
+    )
     c.inter.stop_gradient = False  # no gradient into the mixed target of Eq. 8
     c.inter.literal = False  # Eq. 9 to the letter: the sum over k inside the log
     c.interpolation = ConfigDict()  # the mixed image of Eq. 7
@@ -54,12 +65,40 @@ def get_config() -> ConfigDict:
     c.bank.form = "auto"
     c.bank.dtype = "float32"  # rows are stored in: 'float32' or 'bfloat16'
 
+    # Queue of 'moco' and 'eir_moco'. That the batch is shuffled before keys are made of
+    # it hides what batch norm would tell only where batch_norm.groups is 2 or more.
+    c.queue = ConfigDict()
+    c.queue.size = 4096  # keys; a multiple of batch_size, less than the images
+    c.queue.key_momentum = 0.99  # of the key encoder's moving average; in [0, 1)
+
+    c.nce = ConfigDict()  # of 'ir_nce'
+    c.nce.negatives = 4096  # rows drawn for each instance
+    c.isif_augmented = ConfigDict()  # in features; aISIF's own are not public
+    c.isif_augmented.interpolation = 0.5  # share of one in a mixed negative; in [0, 1]
+    c.isif_augmented.extrapolation = 0.5  # of the positive, away from the anchor; >= 0
+    c.neighbours = ConfigDict()  # of 'and'
+    # Round r gives so many times r of the images a neighbour; in (0, 1].
+    c.neighbours.share = 0.25
+    c.clusters = ConfigDict()  # of 'clusters'
+    c.clusters.count = 1000  # at most the images
+    c.clusters.iterations = 20  # of k-means
+
     # Encoder f_theta.
     c.model = ConfigDict()
-    c.model.name = "resnet18"  # 'resnet18', 'resnet10' (one block a stage), 'resnet34'
+    # 'resnet18', 'resnet10' (one block a stage), 'resnet34' or 'resnet50' (bottlenecks,
+    # four times as wide where they end).
+    c.model.name = "resnet18"
     c.model.width = 64  # channels of the first stage; the last has 8 times as many
     c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
     c.model.embedding_dim = 128  # D
+    # Between the average pool and the unit vector: 'linear', 'mlp' (Linear-ReLU-Linear,
+    # MoCo v2) or 'mlp_bn' (Linear-BN-ReLU-Linear, SimCLR), as wide as the feature.
+    c.model.head = "linear"
+    # 'one' network, or 'lab' for two, of half the width and half the embedding each: of
+    # an image's lightness and of its colours, as objective=cmc trains them.
+    c.model.towers = "one"
+    # Of the linear classifier that objective=supervised trains; 0: there is none.
+    c.model.num_classes = 0
     # Of the kernels of convolutions: 'pytorch' U(+-1/sqrt(fan_in)), its default, or
     # 'he' N(0, 2/fan_out), as torchvision's ResNets; the head is PyTorch's either way.
     c.model.init = "pytorch"
@@ -81,12 +120,17 @@ def get_config() -> ConfigDict:
     # 'all' (both views and the mixed ones), 'none' (each of the three apart).
     c.batch_norm.sharing = "views"
 
-    # SGD: rate * factors[k] from epoch milestones[k] on (counted from 0).
     c.optimizer = ConfigDict()
+    c.optimizer.name = "sgd"  # or 'lars', SimCLR's
     c.optimizer.learning_rate = 0.03  # > 0
+    # By 'milestones' it is rate * factors[k] from epoch milestones[k] on (counted from
+    # 0); by 'cosine' it falls to 0 at the round's end. Before, it grows from 0.
+    c.optimizer.schedule = "milestones"
+    c.optimizer.warmup_epochs = 0  # >= 0, less than num_epochs
     c.optimizer.milestones = (120, 160)  # epochs, increasing
     c.optimizer.factors = (0.1, 0.01)  # of the initial rate
     c.optimizer.momentum = 0.9  # in [0, 1)
+    c.optimizer.nesterov = False
     c.optimizer.weight_decay = 5e-4  # on every parameter
 
     # Images.

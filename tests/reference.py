@@ -79,6 +79,73 @@ def inter_bank(mixed, target, bank, index, partner, tau, *, literal=False):
     return -np.log(np.sum(own)) if literal else -np.log(own).mean()
 
 
+def isif(x, rows, tau):
+    """ISIF as released; `x` are both views, one below the other, `rows` a copy."""
+    count, losses = len(x), []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        p = softmax((x[i] @ rows[others].T / tau)[None])[0]
+        pair = others.index((i + count // 2) % count)
+        losses.append(-np.log(p[pair]) - np.log(1 - np.delete(p, pair)).sum())
+    return np.mean(losses)
+
+
+def isif_augmented(x, rows, tau, partner, interpolation, extrapolation):
+    """The same with positives beyond the other view, and mixed negatives besides."""
+    count, losses = len(x), []
+    pair = lambda i: (i + count // 2) % count  # noqa: E731
+    mixed = unit(interpolation * rows + (1 - interpolation) * rows[partner])
+    for i in range(count):
+        own = {i, pair(i)}
+        apart = rows[pair(i)] - rows[i]
+        positive = unit(rows[pair(i)] + extrapolation * apart)
+        negatives = [rows[j] for j in range(count) if j not in own]
+        negatives += [
+            mixed[j] for j in range(count) if j not in own and partner[j] not in own
+        ]
+        p = softmax((x[i] @ np.stack([positive, *negatives]).T / tau)[None])[0]
+        losses.append(-np.log(p[0]) - np.log(1 - p[1:]).sum())
+    return np.mean(losses)
+
+
+def nce(scores, z, num_examples):
+    """Wu et al. (2018): the own score first, then those of the rows drawn."""
+    noise = (scores.shape[1] - 1) / num_examples
+    p = np.exp(scores) / z
+    own = np.log(p[:, 0] / (p[:, 0] + noise))
+    return -(own + np.log(noise / (p[:, 1:] + noise)).sum(1)).mean()
+
+
+def nt_xent(x, tau):
+    """SimCLR's loss; `x` are both views, one below the other."""
+    count, losses = len(x), []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        p = softmax((x[i] @ x[others].T / tau)[None])[0]
+        losses.append(-np.log(p[others.index((i + count // 2) % count)]))
+    return np.mean(losses)
+
+
+def cross_entropy(logits, label):
+    return -np.log(softmax(logits)[np.arange(len(label)), label]).mean()
+
+
+def info_nce(q, k, queue, tau):
+    """MoCo's: each query's key against all keys of the queue."""
+    own = np.exp((q * k).sum(1) / tau)
+    return -np.log(own / (own + np.exp(q @ queue.T / tau).sum(1))).mean()
+
+
+def divergence(rows_of, v, w, tau_p, tau_q):
+    """KL(p || q) over the rows that `rows_of(i)` gives instance i."""
+    found = []
+    for i in range(len(v)):
+        p = softmax((v[i] @ rows_of(i).T / tau_p)[None])
+        q = softmax((w[i] @ rows_of(i).T / tau_q)[None])
+        found.append((p * np.log(p / q)).sum())
+    return np.mean(found)
+
+
 def gradient(function, x, epsilon=1e-6):
     """Central finite differences of a scalar function, in float64."""
     out = np.zeros_like(x)

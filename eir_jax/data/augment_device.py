@@ -16,11 +16,13 @@ from eir_jax.data.order import VIEWS
 from eir_jax.data.views import (
     NUM_UNIFORMS,
     VIEW_NUMBERS,
+    Recipe,
     Slot,
     coefficients,
     drawn_views,
     make_recipe,
     mixes,
+    recipe_of,
     view_parameters,
 )
 from eir_jax.system import sharding
@@ -55,17 +57,21 @@ def make_batch_views(
 
     From `images` [rows, height, width, 3], the whole set, and `index`, `epoch`,
     `partner`, `ratio`, `box` it makes the images of the slots, as the tf.data pipeline
-    does on the host.
+    does on the host. A `label` is handed on.
     """
     split = sharding.split_rows(mesh)
+    recipe = make_recipe(config)
 
     def views_of(batch: Batch) -> Batch:
         index, epoch = batch["index"], batch["epoch"]
         chosen = jax.lax.with_sharding_constraint(batch["images"][index], split)
-        made = {"index": index}
+        made: Batch = {"index": index}
+        if "label" in batch:
+            made["label"] = batch["label"]
         for name in drawn_views(slots):
             view = VIEW_NUMBERS[name]
-            made[name] = apply_views(chosen, config, epoch, index, view)
+            how = recipe_of(name, recipe)
+            made[name] = apply_views(chosen, how, config.seed, epoch, index, view)
         if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
             other = made["view2"][partner]
@@ -79,15 +85,15 @@ def make_batch_views(
 
 def apply_views(
     images: UInt8[Array, "n height width 3"],
-    config: ConfigDict,
+    recipe: Recipe,
+    seed: int,
     epoch: Int[Array, " n"],
     index: Int[Array, " n"],
     view: int,
 ) -> Float[Array, "n size size 3"]:
     """Make one view of each image, a function of (seed, epoch, index, view) alone."""
-    recipe = make_recipe(config)
     height, width = images.shape[1:3]
-    uniforms = draw_uniforms(config.seed, epoch, index, view, NUM_UNIFORMS)
+    uniforms = draw_uniforms(seed, epoch, index, view, NUM_UNIFORMS)
     parameters = view_parameters(uniforms, recipe, height, width, jnp)
     numbers = coefficients(parameters, jnp)
     with jax.default_matmul_precision("highest"):

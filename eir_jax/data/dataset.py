@@ -166,3 +166,8 @@ def take(split: Split, index: np.ndarray) -> Split:
         images.select(index) if isinstance(images, EncodedImages) else images[index]
     )
     return Split(images, None if split.labels is None else split.labels[index])
+
+
+def is_grey(images: np.ndarray) -> bool:
+    """Tell whether red, green and blue are equal in all images [n, side, side, 3]."""
+    return bool((images == images[..., :1]).all())

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
 # Purposes: each has random numbers of its own.
-ORDER, INTERPOLATION, VIEWS = range(3)
+ORDER, INTERPOLATION, VIEWS, SHUFFLE, NOISE, CLUSTERS = range(6)
 
 
 class Interpolation(NamedTuple):

@@ -7,7 +7,7 @@ not imported.
 
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,7 @@ from eir_jax.data.views import (
     drawn_views,
     make_recipe,
     mixes,
+    recipe_of,
     view_parameters,
 )
 from eir_jax.system.errors import UserError
@@ -53,6 +54,7 @@ def make_train_batches(
     start_step: int,
     num_steps: int,
     rows: slice = slice(None),
+    labels: Int32[np.ndarray, " n"] | None = None,
 ) -> Generator[Batch]:
     """Yield the batches of the steps from `start_step` to before `num_steps`.
 
@@ -63,7 +65,7 @@ def make_train_batches(
     it holds the images of the slots, float32 [batch, size, size, 3], normalised;
     `index` int32 [batch]; and with mixed images `partner` int32 [batch], `ratio`
     float32 [batch]. With `device` it holds `epoch` int32 [batch] and `box` int32
-    [batch, 4] instead of the images.
+    [batch, 4] instead of the images. Given `labels`, it has each instance's `label`.
 
     Args:
       images: uint8 [n, height, width, 3].
@@ -72,14 +74,24 @@ def make_train_batches(
       start_step: of the first batch, from 0 on.
       num_steps: the step after the last batch.
       rows: the part of each batch to make, as one of several processes.
+      labels: of the images, for an objective that asks for them.
 
     Raises:
       UserError: TensorFlow is needed and not installed.
     """
     draw = _make_draw(len(images), config, mixes(slots))
+    how = (draw, start_step, num_steps, rows)
     if config.data.pipeline == "device":
-        return _index_batches(draw, start_step, num_steps, rows)
-    return _pixel_batches(images, config, slots, draw, start_step, num_steps, rows)
+        batches = _index_batches(*how)
+    else:
+        batches = _pixel_batches(images, config, slots, *how)
+    return batches if labels is None else _add_labels(batches, labels)
+
+
+def _add_labels(batches: Generator[Batch], labels: np.ndarray) -> Generator[Batch]:
+    with closing(batches):
+        for batch in batches:
+            yield batch | {"label": labels[batch["index"]].astype(np.int32)}
 
 
 def _make_draw(
@@ -127,13 +139,12 @@ def _pixel_batches(
         """Return index, coefficients of the views, partner, ratio, box."""
         batch = draw(int(step))
         epoch, index = int(batch["epoch"][0]), batch["index"]
-        shown = [(index[rows], VIEW_NUMBERS[name]) for name in views]
+        shown = [(index[rows], name) for name in views]
         if remote:
-            partners = index[batch["partner"]][rows]
-            shown.append((partners, VIEW_NUMBERS["view2"]))
+            shown.append((index[batch["partner"]][rows], "view2"))
         numbers = [
-            _coefficients(images, recipe, config.seed, epoch, rows_of, view)
-            for rows_of, view in shown
+            _coefficients(images, recipe, config.seed, epoch, rows_of, name)
+            for rows_of, name in shown
         ]
         mixing = [batch[name][rows] for name in ("partner", "ratio", "box") if mixed]
         return [
@@ -183,6 +194,7 @@ def make_view_batches(
       UserError: TensorFlow is needed and not installed.
     """
     starts = range(0, len(images), batch_size)
+    recipe = make_recipe(config)
     chunks = [
         np.arange(s, min(s + batch_size, len(images)), dtype=np.int32) for s in starts
     ]
@@ -193,19 +205,17 @@ def make_view_batches(
 
         @jax.jit
         def make_views(chosen, index):
-            return apply_views(
-                chosen, config, jax.numpy.full_like(index, epoch), index, 0
-            )
+            epochs = jax.numpy.full_like(index, epoch)
+            return apply_views(chosen, recipe, config.seed, epochs, index, 0)
 
         for index in chunks:
             yield np.asarray(make_views(images[index], index))
         return
     tf = _import_tensorflow()
-    recipe = make_recipe(config)
 
     def plan(start):
         index = chunks[int(start) // batch_size]
-        numbers = _coefficients(images, recipe, config.seed, epoch, index, 0)
+        numbers = _coefficients(images, recipe, config.seed, epoch, index, "view1")
         return index[:, None], numbers[:, None]
 
     def planned(start):
@@ -251,10 +261,11 @@ def _coefficients(
     seed: int,
     epoch: int,
     index: Int32[np.ndarray, " n"],
-    view: int,
+    view: str,
 ) -> Float32[np.ndarray, "n coefficients"]:
     """Draw one view of each of some images, from their sizes alone."""
-    uniforms = draw_uniforms(seed, epoch, index, view, NUM_UNIFORMS)
+    recipe = recipe_of(view, recipe)
+    uniforms = draw_uniforms(seed, epoch, index, VIEW_NUMBERS[view], NUM_UNIFORMS)
     if isinstance(images, EncodedImages):
         height, width = images.sizes[index].T
     else:

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,12 +28,15 @@ class Slot(NamedTuple):
     """An image of each instance that is made and encoded."""
 
     name: str
-    """In the batch: 'view1', 'view2', or 'mixed', which is made of both (Eq. 7)."""
+    """In the batch: 'view1', 'view2', 'weak', a view without colour jitter and grey,
+    or 'mixed', which is made of the first two (Eq. 7)."""
     statistics: int = 0
     """Slots of equal numbers are normalised together in batch norm."""
+    encoder: Literal["online", "key"] = "online"
+    """By which it is encoded: the trained one, or its moving average (MoCo)."""
 
 
-VIEW_NUMBERS = {"view1": 0, "view2": 1}
+VIEW_NUMBERS = {"view1": 0, "view2": 1, "weak": 2}
 """By which a view's random numbers are drawn."""
 
 
@@ -78,6 +81,13 @@ def make_recipe(config: ConfigDict) -> Recipe:
     return Recipe(
         image_size=data.image_size, mean=data.mean, std=data.std, **config.views
     )
+
+
+def recipe_of(view: str, recipe: Recipe) -> Recipe:
+    """Return how one of VIEW_NUMBERS is made: 'weak' keeps the colours."""
+    if view == "weak":
+        return dataclasses.replace(recipe, jitter=0.0, grey=0.0)
+    return recipe
 
 
 def drawn_views(slots: Sequence[Slot]) -> list[str]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax.models.encoder import Encoder, EncoderOutput
+from eir_jax.models.encoder import Encoder, EncoderOutput, TwoTowers
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 from eir_jax.system.errors import enough_memory
@@ -44,7 +44,7 @@ def evaluation_view(
     return (scaled - mean[None, None, None]) / std[None, None, None]
 
 
-def make_embed(config: ConfigDict, encoder: Encoder, mesh: Mesh) -> Embed:
+def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> Embed:
     """Return embed(state, images, progress=None, pooled_map=False) -> EncoderOutput.
 
     `images` is uint8 [n, size, size, 3], any n, or float32: then normalised already.

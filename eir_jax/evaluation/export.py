@@ -13,6 +13,7 @@ from eir_jax.data.pictures import preparation
 from eir_jax.evaluation.embed import describe_view, evaluation_view
 from eir_jax.evaluation.restore import Run
 from eir_jax.models.encoder import make_encoder
+from eir_jax.models.resnet import BOTTLENECKS
 from eir_jax.models.weights import sha256, to_torchvision, write_bytes, write_weights
 from eir_jax.run.record import commit, read_sessions
 from eir_jax.system.errors import UserError
@@ -29,10 +30,24 @@ def export(run: Run, workdir: Path, file: Path) -> None:
       file: .safetensors, .onnx or .stablehlo.
 
     Raises:
-      UserError: another suffix, a package that is not installed, or the file cannot be
-        written.
+      UserError: another suffix, a package that is not installed, a network that the
+        form does not hold, or the file cannot be written.
     """
     check_suffix(file)
+    model = run.config.model
+    if model.towers != "one":
+        raise UserError(
+            f"the network of two towers (model.towers={model.towers}) has no file of "
+            "its own; use it from its workdir"
+        )
+    if file.suffix == ".onnx" and (
+        model.head != "linear" or model.name in BOTTLENECKS or model.num_classes
+    ):
+        raise UserError(
+            f"{file}: an .onnx is written of basic blocks and a linear head alone; of "
+            f"model.name={model.name}, model.head={model.head}, model.num_classes="
+            f"{model.num_classes} give a .safetensors or .stablehlo"
+        )
     tensors = to_torchvision(run.state.params, run.state.batch_stats)
     note = about(run, workdir) | {"sha256": sha256(tensors)}
     FORMS[file.suffix](run, tensors, note, file)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from eir_jax.data.dataset import Dataset
 from eir_jax.data.sources import load
 from eir_jax.evaluation.embed import Embed, make_embed
-from eir_jax.models.encoder import make_encoder
+from eir_jax.models.encoder import feature_dim, make_encoder
 from eir_jax.models.weights import (
     Tensors,
     from_torchvision,
@@ -141,7 +141,7 @@ def restore_weights(
     else:
         config = load_config("base")
         config.model.update(network_of(tensors))
-        config.model.embedding_dim = 8 * config.model.width
+        config.model.embedding_dim = feature_dim(config.model)
         if config.model.stem == "imagenet":
             theirs = load_config("image_folder").data
             for key in ("image_size", "resize", "fit", "mean", "std"):

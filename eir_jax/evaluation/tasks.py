@@ -38,6 +38,7 @@ from eir_jax.evaluation.nearest import nearest
 from eir_jax.evaluation.protocol import Protocol
 from eir_jax.evaluation.restore import Run
 from eir_jax.evaluation.retrieval import retrieval_scores
+from eir_jax.models.encoder import feature_dim
 from eir_jax.system import sharding
 from eir_jax.system.progress import ProgressLine
 
@@ -81,7 +82,7 @@ def embed_subject(run: Run, dataset: Dataset, with_gallery: bool) -> Subject:
     def embed(name: str, split: Split) -> Embedded:
         with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
             output = run.embed(run.state, split.images, bar.update)
-        return Embedded(split.images, split.labels, *map(np.asarray, output))
+        return Embedded(split.images, split.labels, *map(np.asarray, output[:2]))
 
     split = judged_split(dataset)
     query, gallery = embed(split, existing(dataset, split)), None
@@ -307,7 +308,7 @@ def _features(config: ConfigDict) -> str:
     model = config.model
     return (
         f"embedding: {model.embedding_dim}-d, unit length; feature: "
-        f"{8 * model.width}-d, last stage averaged over space"
+        f"{feature_dim(model)}-d, last stage averaged over space"
     )
 
 

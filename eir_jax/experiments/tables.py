@@ -36,6 +36,8 @@ CAPTION = (
     "epochs evaluated while training, by test accuracy; no result. Wall time: of "
     "training, without the evaluation after it."
 )
+UNTRAINED = ("num_epochs", "model.", "data.")  # all that an untrained encoder is of
+QUOTED = "quoted"  # of a system that nothing here runs
 NOT_WATCHED = "not evaluated while training"
 Group = list[FinishedRun]
 """Runs of the same settings on the same images, of different seeds."""
@@ -68,6 +70,7 @@ def asked(row: paper.Row) -> dict[str, Any]:
     """Return what `telling` says of a run that counts for a row of the paper."""
     config = flatten(load_config(f"configs/{row.config}.py"))
     train, test = config["data.expected"]
+    assert row.settings is not None
     settings = config | row.settings
     settings |= {"data.train_images": train, "data.test_images": test}
     return deciding(settings)
@@ -76,15 +79,24 @@ def asked(row: paper.Row) -> dict[str, Any]:
 def counts_for(row: paper.Row, groups: Sequence[Group]) -> Group:
     """Return the group that counts for a row of the paper; none: an empty one.
 
+    Nothing counts for a row that is quoted.
+
     Of several, on copies of the images in another order or on other devices, the
     largest, of equal ones the first.
     """
+    if row.settings is None:
+        return []
     wanted = asked(row)
+
+    def counting(settings: dict[str, Any]) -> dict[str, Any]:
+        if wanted["num_epochs"]:
+            return settings
+        return {k: v for k, v in settings.items() if k.startswith(UNTRAINED)}
 
     def is_asked(run: FinishedRun) -> bool:
         found = telling(run) | {"model.dtype": run.settings["model.dtype"]}
         del found["data.content"]
-        return found == wanted
+        return counting(found) == counting(wanted)
 
     return max((g for g in groups if is_asked(g[0])), key=len, default=[])
 
@@ -158,7 +170,8 @@ def _beside_paper(table: paper.Table, row: paper.Row, group: Group) -> list[str]
         else:
             differences.append("")
     if set(counts) == {"0"}:
-        return [" / ".join(theirs), NOT_RUN, "", "0", ""]
+        words = QUOTED if row.settings is None else NOT_RUN
+        return [" / ".join(theirs), words, "", "0", ""]
     watched = main_number(table.numbers) == main_number(group[0].numbers)
     best = (best_words(group) if watched else "") or NOT_WATCHED
     columns = [" / ".join(words) for words in (theirs, ours, differences)]

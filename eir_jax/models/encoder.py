@@ -1,4 +1,4 @@
-"""The encoder f_theta: backbone, linear head, unit length."""
+"""The encoder f_theta: backbone, head, unit length."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from eir_jax.models.colour import LAB_MEAN, LAB_STD, rgb_to_lab
 from eir_jax.models.convolution import KERNEL_INIT
-from eir_jax.models.resnet import BLOCKS, Layers, Passes, ResNet
+from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, Passes, ResNet
+
+HEADS = ("linear", "mlp", "mlp_bn")
+"""Linear; Linear-ReLU-Linear (MoCo v2); Linear-BN-ReLU-Linear (SimCLR)."""
 
 
 class EncoderOutput(NamedTuple):
@@ -19,13 +23,18 @@ class EncoderOutput(NamedTuple):
     """v = f_theta(x): unit length."""
     feature: Float[Array, "rows feature"]
     """The last stage, averaged over space, before the head."""
+    logits: Float[Array, "rows class"] | None = None
+    """Of a linear classifier on the head's output, where there is one."""
 
 
 class Encoder(nn.Module):
-    """ResNet, global average pool, Linear, L2 norm."""
+    """ResNet, global average pool, head, L2 norm."""
 
     backbone: ResNet
     embedding_dim: int
+    head: str = "linear"
+    num_classes: int = 0
+    """Of the classifier on the head's output, before the L2 norm; 0: there is none."""
 
     @nn.compact
     def __call__(
@@ -45,18 +54,67 @@ class Encoder(nn.Module):
             jnp.promote_types(feature_map.dtype, jnp.float32)
         )
         feature = feature_map.mean((1, 2))
-        projected = nn.Dense(
-            self.embedding_dim,
-            kernel_init=KERNEL_INIT["pytorch"],
-            bias_init=_bias_init(feature.shape[-1]),
-            precision=self.backbone.layers.precision,
-            name="head",
-        )(feature)
+        hidden = feature
+        if self.head != "linear":
+            hidden = self._dense(feature.shape[-1], "head_hidden", hidden)
+            if self.head == "mlp_bn":
+                norm = self.backbone.layers.norm("head_norm")
+                hidden = norm(hidden[:, None, None], train)[:, 0, 0]
+            hidden = nn.relu(hidden)
+        projected = self._dense(self.embedding_dim, "head", hidden)
+        logits = None
+        if self.num_classes:
+            logits = self._dense(self.num_classes, "classifier", projected)
         if pooled_map:
             window = tuple(min(2, side) for side in feature_map.shape[1:3])
             pooled = nn.avg_pool(feature_map, window, strides=window)
             feature = pooled.reshape(len(pooled), -1)
-        return EncoderOutput(l2_normalize(projected), feature)
+        return EncoderOutput(l2_normalize(projected), feature, logits)
+
+    def _dense(self, features: int, name: str, x: Array) -> Array:
+        """Apply a linear layer as PyTorch initialises it."""
+        layer = nn.Dense(
+            features,
+            kernel_init=KERNEL_INIT["pytorch"],
+            bias_init=_bias_init(x.shape[-1]),
+            precision=self.backbone.layers.precision,
+            name=name,
+        )
+        applied: Array = layer(x)
+        return applied
+
+
+class TwoTowers(nn.Module):
+    """An encoder of an image's lightness and one of its colours (CMC).
+
+    The embedding is l2([v of L; v of ab]), of which each half has length sqrt(1/2);
+    the feature is both towers', one after the other.
+    """
+
+    lightness: Encoder
+    colour: Encoder
+    mean: tuple[float, float, float]
+    """By which the images were normalised, and `std`."""
+    std: tuple[float, float, float]
+
+    def __call__(
+        self,
+        images: Float[Array, "rows height width 3"],
+        train: bool = False,
+        pooled_map: bool = False,
+    ) -> EncoderOutput:
+        """Embed normalised images."""
+        mean, std = (jnp.array(x, images.dtype) for x in (self.mean, self.std))
+        lab = rgb_to_lab(images * std[None, None, None] + mean[None, None, None])
+        mean, std = (jnp.array(x, images.dtype) for x in (LAB_MEAN, LAB_STD))
+        lab = (lab - mean[None, None, None]) / std[None, None, None]
+        halves = (
+            self.lightness(lab[..., :1], train, pooled_map),
+            self.colour(lab[..., 1:], train, pooled_map),
+        )
+        embedding = jnp.concatenate([half.embedding for half in halves], axis=1)
+        feature = jnp.concatenate([half.feature for half in halves], axis=1)
+        return EncoderOutput(embedding * 0.5**0.5, feature)
 
 
 def l2_normalize(
@@ -69,7 +127,7 @@ def l2_normalize(
 
 def make_encoder(
     config: ConfigDict, passes: Passes = ((0,),), exact: bool = False
-) -> Encoder:
+) -> Encoder | TwoTowers:
     """Build the encoder that `config.model` and `config.batch_norm` describe.
 
     `passes` says which of the images of an instance, by their places, batch norm
@@ -81,21 +139,43 @@ def make_encoder(
     dtype = "float32" if exact else config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Encoder(
-        backbone=ResNet(
-            blocks=BLOCKS[config.model.name],
-            width=config.model.width,
-            stem=config.model.stem,
-            layers=Layers(
-                groups=config.batch_norm.groups,
-                passes=passes,
-                dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
-                precision="highest" if exact else config.model.precision,
-                kernel_init=KERNEL_INIT[config.model.init],
-            ),
-        ),
-        embedding_dim=config.model.embedding_dim,
+    layers = Layers(
+        groups=config.batch_norm.groups,
+        passes=passes,
+        dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
+        precision="highest" if exact else config.model.precision,
+        kernel_init=KERNEL_INIT[config.model.init],
     )
+
+    def build(towers: int) -> Encoder:
+        return Encoder(
+            backbone=ResNet(
+                blocks=BLOCKS[config.model.name],
+                width=config.model.width // towers,
+                stem=config.model.stem,
+                layers=layers,
+                bottleneck=config.model.name in BOTTLENECKS,
+            ),
+            embedding_dim=config.model.embedding_dim // towers,
+            head=config.model.head,
+            num_classes=config.model.num_classes,
+        )
+
+    if config.model.towers == "one":
+        return build(1)
+    return TwoTowers(build(2), build(2), config.data.mean, config.data.std)
+
+
+def feature_dim(model: ConfigDict) -> int:
+    """Return the length of the feature before the head."""
+    return 8 * model.width * (4 if model.name in BOTTLENECKS else 1)
+
+
+def with_passes(encoder: Encoder, passes: Passes) -> Encoder:
+    """Return the encoder whose batch norm normalises these slots together."""
+    backbone = encoder.backbone
+    layers = backbone.layers._replace(passes=passes)
+    return encoder.clone(backbone=backbone.clone(layers=layers))
 
 
 def _bias_init(fan_in: int):

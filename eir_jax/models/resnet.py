@@ -20,8 +20,11 @@ BLOCKS = {
     "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
 }
-"""Basic blocks in each stage, by `config.model.name`."""
+"""Blocks in each stage, by `config.model.name`."""
+BOTTLENECKS = ("resnet50",)
+"""The networks whose blocks are `Bottleneck`s; of the others they are basic."""
 
 Passes = tuple[tuple[int, ...], ...]
 """The slots that are normalised together, e.g. ((0, 1), (2,)): views, then mixed."""
@@ -114,6 +117,32 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions to four times the features, and a shortcut.
+
+    The 3x3 one has the stride, as torchvision's.
+    """
+
+    features: int
+    stride: int
+    layers: "Layers"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "rows h w c"], train: bool) -> Array:
+        """Map [rows, h, w, c] to [rows, h / stride, w / stride, 4 * features]."""
+        conv, norm = self.layers.conv, self.layers.norm
+        y = conv(self.features, 1, 1, "conv1")(x)
+        y = nn.relu(norm("norm1")(y, train))
+        y = conv(self.features, 3, self.stride, "conv2")(y)
+        y = nn.relu(norm("norm2")(y, train))
+        y = conv(4 * self.features, 1, 1, "conv3")(y)
+        y = norm("norm3")(y, train)
+        if x.shape != y.shape:
+            x = conv(4 * self.features, 1, self.stride, "conv_shortcut")(x)
+            x = norm("norm_shortcut")(x, train)
+        return nn.relu(x + y)
+
+
 class Layers(NamedTuple):
     """What all layers of a network have in common."""
 
@@ -136,7 +165,7 @@ class Layers(NamedTuple):
 
 
 class ResNet(nn.Module):
-    """Basic-block ResNet up to its last feature map; strides 1-2-2-2.
+    """ResNet up to its last feature map; strides 1-2-2-2.
 
     `stem` is 'small' (3x3, stride 1, for 32 and 96 px) or 'imagenet' (7x7, stride 2,
     then 3x3 max-pool of stride 2, for 224 px).
@@ -146,6 +175,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "small"
     layers: Layers = Layers()
+    bottleneck: bool = False
 
     @nn.compact
     def __call__(
@@ -158,9 +188,10 @@ class ResNet(nn.Module):
         x = nn.relu(self.layers.norm("norm")(x, train))
         if imagenet:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block_of = Bottleneck if self.bottleneck else BasicBlock
         for stage, count in enumerate(self.blocks):
             for block in range(count):
-                x = BasicBlock(
+                x = block_of(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     layers=self.layers,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eir_jax.models.resnet import BLOCKS
+from eir_jax.models.resnet import BLOCKS, BOTTLENECKS
 from eir_jax.system.errors import UserError, first_line
 from eir_jax.system.files import replacing
 
@@ -34,9 +34,14 @@ LAYERS = {
     "norm1": "bn1",
     "conv2": "conv2",
     "norm2": "bn2",
+    "conv3": "conv3",
+    "norm3": "bn3",
     "conv_shortcut": "downsample.0",
     "norm_shortcut": "downsample.1",
     "head": "fc",
+    "head_hidden": "fc_hidden",  # of a head of two layers, and of a classifier: ours
+    "head_norm": "fc_norm",
+    "classifier": "classifier",
 }
 ARRAYS = {
     "kernel": "weight",
@@ -115,24 +120,22 @@ def network_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return the settings `model.*` (name, width, stem) of a backbone.
 
     Raises:
-      UserError: it is no ResNet of basic blocks that there is here.
+      UserError: it is no ResNet that there is here.
     """
-    if "layer1.0.conv3.weight" in tensors:
-        raise UserError(
-            "these are weights of a ResNet with bottlenecks, as ResNet-50 is; there "
-            f"are {', '.join(BLOCKS)} here"
-        )
+    bottleneck = "layer1.0.conv3.weight" in tensors
     stages: list[int] = []
     while f"layer{len(stages) + 1}.0.conv1.weight" in tensors:
         stage, count = f"layer{len(stages) + 1}", 0
         while f"{stage}.{count}.conv1.weight" in tensors:
             count += 1
         stages.append(count)
-    name = next((n for n, blocks in BLOCKS.items() if blocks == tuple(stages)), None)
+    alike = {n: b for n, b in BLOCKS.items() if (n in BOTTLENECKS) == bottleneck}
+    name = next((n for n, blocks in alike.items() if blocks == tuple(stages)), None)
     if name is None:
+        kind = "bottlenecks" if bottleneck else "basic blocks"
         raise UserError(
-            f"these are weights of a network with {stages} blocks a stage; there are "
-            + ", ".join(f"{name} with {list(b)}" for name, b in BLOCKS.items())
+            f"these are weights of a network with {stages} {kind} a stage; there are "
+            + ", ".join(f"{name} with {list(b)}" for name, b in alike.items())
         )
     width, _, size, _ = tensors["conv1.weight"].shape
     stem = {3: "small", 7: "imagenet"}.get(size)

@@ -1,9 +1,12 @@
 """IR and IRaug over a memory bank, and with the relations on top of them EIR."""
 
-import jax
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from eir_jax.objectives import losses
@@ -21,13 +24,8 @@ from eir_jax.objectives.objective import (
     Scalars,
     share_statistics,
 )
-from eir_jax.objectives.relations import (
-    Candidates,
-    Comparison,
-    bank_candidates,
-    log_probability,
-    relate,
-)
+from eir_jax.objectives.on_top import inter_term, make_comparison, make_weights
+from eir_jax.objectives.relations import bank_candidates, log_probability, relate
 
 
 def make_bank_objective(
@@ -45,11 +43,7 @@ def make_bank_objective(
         names.append("mixed")
     comparison = make_comparison(config) if config.lambda_intra else None
     how = {"form": config.bank.form, "mesh": mesh}
-
-    def init(key) -> Memory:
-        rows = padded_rows(num_examples, mesh.size if mesh else 1)
-        size = (num_examples, config.model.embedding_dim, rows)
-        return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
+    bank = make_bank(config, num_examples, mesh)
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         view1 = outputs["view1"].embedding
@@ -71,25 +65,41 @@ def make_bank_objective(
             found["entropy_p"] = relations.entropy_p.mean()
             found["entropy_q"] = relations.entropy_q.mean()
         if config.lambda_inter:
-            found["loss_inter"] = inter(outputs, candidates, batch)
+            index = batch["index"]
+            both = jnp.stack([index, index[batch["partner"]]], axis=1)
+            others = candidates._replace(excluded=both)
+            found["loss_inter"] = inter_term(config, outputs, batch, others, **how)
         return found
 
-    def inter(outputs: Outputs, candidates: Candidates, batch: Batch):
-        view1, mixed = (outputs[name].embedding for name in ("view1", "mixed"))
-        target = losses.mixed_target(view1, batch["partner"], batch["ratio"])
-        if config.inter.stop_gradient:
-            target = jax.lax.stop_gradient(target)
-        literal = config.inter.literal
-        if config.inter.negatives == "batch":
-            return losses.inter_loss(mixed, target, tau, literal=literal)
-        index = batch["index"]
-        both = jnp.stack([index, index[batch["partner"]]], axis=1)
-        others = candidates._replace(excluded=both)
-        return losses.inter_candidates_loss(
-            mixed, target, others, tau, literal=literal, **how
-        )
+    return Objective(
+        slots=share_statistics(names, config.batch_norm.sharing),
+        init=lambda key, params: bank.init(key),
+        specs={"bank": P("data")},
+        weights=make_weights(config, config.lambda_intra, config.lambda_inter),
+        terms=terms,
+        update=lambda memory, outputs, batch, params, finite: bank.update(
+            memory, outputs, batch, finite
+        ),
+    )
 
-    def update(memory: Memory, outputs: Outputs, batch: Batch, finite):
+
+class Bank(NamedTuple):
+    """What a bank is at first, and how a step writes it."""
+
+    init: Callable[[Array], Memory]
+    update: Callable[[Memory, Outputs, Batch, Array], tuple[Memory, Scalars]]
+    """(memory, outputs, batch, finite) -> the bank, and what is watched of it."""
+
+
+def make_bank(config: ConfigDict, num_examples: int, mesh: Mesh | None) -> Bank:
+    """Return a bank that view 1 writes (section 3.1)."""
+
+    def init(key: Array) -> Memory:
+        rows = padded_rows(num_examples, mesh.size if mesh else 1)
+        size = (num_examples, config.model.embedding_dim, rows)
+        return {"bank": create_memory_bank(key, *size, config.bank.dtype, mesh)}
+
+    def update(memory: Memory, outputs: Outputs, batch: Batch, finite: Array):
         index, bank = batch["index"], memory["bank"]
         before = read_rows(bank, index, mesh)
         # A loss that is not finite writes no row. And, as writing waits for the loss,
@@ -100,34 +110,10 @@ def make_bank_objective(
         drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()
         return {"bank": bank}, {"bank_drift": drift}
 
-    return Objective(
-        slots=share_statistics(names, config.batch_norm.sharing),
-        init=init,
-        specs={"bank": P("data")},
-        weights=make_weights(config),
-        terms=terms,
-        update=update,
-    )
+    return Bank(init, update)
 
 
-def make_comparison(config: ConfigDict) -> Comparison:
-    """Return how the intra term compares the views' distributions, `config.intra`."""
-    settings = config.intra.to_dict()
-    del settings["ramp_steps"]
-    return Comparison(**settings)
-
-
-def make_weights(config: ConfigDict):
-    """Return step -> the factors of Eq. 10's terms; lambda_1 may grow over its ramp."""
-
-    def weights(step):
-        factors = {"loss_instance": 1.0}
-        if config.lambda_intra:
-            ramp = config.intra.ramp_steps
-            grown = jnp.minimum(step / ramp, 1.0) if ramp else 1.0
-            factors["loss_intra"] = config.lambda_intra * grown
-        if config.lambda_inter:
-            factors["loss_inter"] = config.lambda_inter
-        return factors
-
-    return weights
+def own_numbers(rows: int, num_examples: int) -> Int[Array, " rows"]:
+    """Return each row's number, and 0 for padding."""
+    place = jnp.arange(rows, dtype=jnp.int32)
+    return jnp.where(place < num_examples, place, 0)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from eir_jax.models.encoder import l2_normalize
 from eir_jax.objectives.relations import (
+    NO_SCORE,
     Candidates,
     Form,
     Relations,
@@ -49,10 +50,15 @@ def mixed_target(
     view1: Float[Array, "batch dim"],
     partner: Int[Array, " batch"],
     ratio: Float[Array, " batch"],
+    other: Float[Array, "batch dim"] | None = None,
 ) -> Float[Array, "batch dim"]:
-    """Eq. 8: l2(r * f(x_i) + (1 - r) * f(x_j)), j = partner[i]."""
+    """Eq. 8: l2(r * f(x_i) + (1 - r) * f(x_j)), j = partner[i].
+
+    f(x_j) is view 1's, or of the `other` embeddings: with MoCo the keys.
+    """
     ratio = ratio[:, None]
-    return l2_normalize(ratio * view1 + (1 - ratio) * view1[partner])
+    partners = (view1 if other is None else other)[partner]
+    return l2_normalize(ratio * view1 + (1 - ratio) * partners)
 
 
 def inter_loss(
@@ -92,6 +98,101 @@ def inter_candidates_loss(
         target, candidates, temperature, positive, form=form, mesh=mesh
     )
     return -jax.nn.logsumexp(own) if literal else -own.mean()
+
+
+def isif_loss(
+    view1: Float[Array, "batch dim"],
+    view2: Float[Array, "batch dim"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """ISIF (Ye et al., 2019), as released: a softmax of each view over all others.
+
+    With x = [v; v^] and p_ij = softmax over j != i of x_i . x_j / tau, it is the mean
+    over i of -log p_ii' - sum over j of log(1 - p_ij): i' is the other view of i, j
+    all that is neither. A row has its gradient as x_i alone, none as an x_j. (The
+    paper has the first views alone as x_j.)
+    """
+    x = jnp.concatenate([view1, view2])
+    scores = _matmul(x, jax.lax.stop_gradient(x).T) / temperature
+    return _isif(scores, jnp.zeros((len(x), 0)))
+
+
+def isif_augmented_loss(
+    view1: Float[Array, "batch dim"],
+    view2: Float[Array, "batch dim"],
+    temperature: float,
+    partner: Int[Array, " views"],
+    interpolation: float,
+    extrapolation: float,
+) -> Float[Array, ""]:
+    """ISIF with positives and negatives made of features, after aISIF (2020).
+
+    Each view's positive is l2(x_i' + extrapolation * (x_i' - x_i)). Negatives besides
+    are l2(interpolation * x_j + (1 - interpolation) * x_partner[j]) of all pairs that
+    hold no view of the instance itself. Neither has a gradient. How aISIF draws its
+    coefficients is not public: these are ours.
+    """
+    x = jnp.concatenate([view1, view2])
+    held, place, batch = jax.lax.stop_gradient(x), jnp.arange(len(x)), len(view1)
+    other = (place + batch) % len(x)
+    positive = l2_normalize(held[other] + extrapolation * (held[other] - held))
+    mixed = l2_normalize(interpolation * held + (1 - interpolation) * held[partner])
+    scores = _matmul(x, held.T) / temperature
+    own = jnp.sum(x * positive, axis=1) / temperature
+    scores = jnp.where(place[None] == other[:, None], own[:, None], scores)
+    instance = (place % batch)[:, None]
+    shared = (instance == (place % batch)[None]) | (instance == (partner % batch)[None])
+    more = jnp.where(shared, NO_SCORE, _matmul(x, mixed.T) / temperature)
+    return _isif(scores, more)
+
+
+def _isif(
+    scores: Float[Array, "views views"], more: Float[Array, "views more"]
+) -> Float[Array, ""]:
+    """Return ISIF's loss of the scores of all views and of negatives besides."""
+    views = len(scores)
+    place, column = jnp.arange(views), jnp.arange(views + more.shape[1])
+    other = (place + views // 2) % views
+    scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
+    log_p = jax.nn.log_softmax(jnp.concatenate([scores, more], axis=1))
+    positive = jnp.take_along_axis(log_p, other[:, None], axis=1)[:, 0]
+    negative = (column[None] != place[:, None]) & (column[None] != other[:, None])
+    # log(1 - p); p = 1 would be an infinite loss, and 1e-7 below it is still told.
+    log_p = jnp.minimum(jnp.where(negative, log_p, -1.0), -1e-7)
+    small = log_p < -0.7
+    log_not_p = jnp.where(
+        small,
+        jnp.log1p(-jnp.exp(jnp.where(small, log_p, -1.0))),
+        jnp.log(-jnp.expm1(jnp.where(small, -1.0, log_p))),
+    )
+    return -(positive + jnp.where(negative, log_not_p, 0).sum(axis=1)).mean()
+
+
+def nt_xent_loss(
+    view1: Float[Array, "batch dim"],
+    view2: Float[Array, "batch dim"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """SimCLR's NT-Xent (Chen et al., 2020, Eq. 1), the mean over all 2 * batch views.
+
+    Each must find its other view among all views of the batch but itself. All have a
+    gradient.
+    """
+    x = jnp.concatenate([view1, view2])
+    place = jnp.arange(len(x))
+    scores = _matmul(x, x.T) / temperature
+    scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
+    log_p = jax.nn.log_softmax(scores)
+    other = (place + len(view1)) % len(x)
+    return -jnp.take_along_axis(log_p, other[:, None], axis=1).mean()
+
+
+def cross_entropy_loss(
+    logits: Float[Array, "batch class"], label: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """Return the mean of -log softmax(logits) at the label; labels from 0 on."""
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_p, label[:, None], axis=1).mean()
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -23,27 +23,32 @@ class Objective(NamedTuple):
 
     slots: tuple[Slot, ...]
     """In the order in which they are encoded; the first one is every system's."""
-    init: Callable[[Array], Memory]
-    """key -> the memory before the first step."""
+    init: Callable[[Array, Any], Memory]
+    """(key, parameters of the encoder) -> the memory before the first step."""
     specs: Memory
-    """A PartitionSpec for each leaf of it: P('data') what has a row an instance."""
-    weights: Callable[[Array], dict[str, Any]]
+    """A PartitionSpec for each part of it: P('data') what has a row an instance."""
+    weights: Callable[[Array | int], dict[str, Any]]
     """step -> {name of a term: its factor in the loss}."""
     terms: Callable[[Outputs, Memory, Batch], Scalars]
-    """The terms of the loss, and what is watched beside them; differentiated."""
-    update: Callable[[Memory, Outputs, Batch, Array], tuple[Memory, Scalars]]
-    """(memory, outputs, batch, finite) -> the memory after the step, and what is
-    watched of it. Where the loss is not `finite`, nothing is written. No gradient."""
-    refresh: Callable[[Any, int], Any] | None = None
-    """(state, period) -> state, before the first step of a period."""
+    """The terms of the loss, and what is watched beside them; differentiated. A batch
+    also holds `step`, the number of those taken before."""
+    update: Callable[[Memory, Outputs, Batch, Any, Array], tuple[Memory, Scalars]]
+    """(memory, outputs, batch, new parameters, finite) -> the memory after the step,
+    and what is watched of it. Where the loss is not `finite`, nothing is written. No
+    gradient."""
+    refresh: Callable[[Memory, Array], Memory] | None = None
+    """(memory, period) -> the memory for the steps of a period, counted from 0."""
     every: Literal["epoch", "round"] = "epoch"
     """The period of `refresh`."""
 
 
 def passes_of(slots: tuple[Slot, ...]) -> Passes:
-    """Return the places of the slots that batch norm normalises together."""
+    """Return the places of the slots that batch norm normalises together.
+
+    They are places among those of the trained encoder.
+    """
     places: dict[int, list[int]] = {}
-    for place, slot in enumerate(slots):
+    for place, slot in enumerate(s for s in slots if s.encoder == "online"):
         places.setdefault(slot.statistics, []).append(place)
     return tuple(map(tuple, places.values()))
 

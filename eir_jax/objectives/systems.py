@@ -1,13 +1,38 @@
 """Which systems there are: the one place that knows them by name."""
 
+from collections.abc import Iterator
+
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from eir_jax.data.dataset import Dataset, Split, is_grey, labelled
 from eir_jax.objectives.bank import make_bank_objective
+from eir_jax.objectives.batch import make_batch_objective
+from eir_jax.objectives.classifier import make_supervised_objective
+from eir_jax.objectives.clusters import make_cluster_objective
+from eir_jax.objectives.cmc import make_cmc_objective
+from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
+from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
+from eir_jax.objectives.queue import make_queue_objective
+from eir_jax.system.errors import UserError
 
-SYSTEMS = ("iraug", "iraug_sum", "ir")
+EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
+HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
+SYSTEMS = (
+    *EIR,
+    *HOSTS,
+    "eir_moco",
+    "isif_augmented",
+    "ir_nce",
+    "cmc",
+    "and",
+    "clusters",
+    "supervised",
+)
 """What `config.objective` may be."""
+GREY_AT = 100  # images looked at
 
 
 def make_objective(
@@ -26,5 +51,131 @@ def make_objective(
     match config.objective:
         case "iraug" | "iraug_sum" | "ir":
             return make_bank_objective(config, num_examples, mesh)
+        case "isif" | "simclr" | "isif_augmented":
+            return make_batch_objective(config)
+        case "moco" | "eir_moco":
+            return make_queue_objective(config)
+        case "ir_nce":
+            return make_noise_objective(config, num_examples, mesh)
+        case "cmc":
+            return make_cmc_objective(config, num_examples, mesh)
+        case "and":
+            return make_neighbourhood_objective(config, num_examples, mesh)
+        case "clusters":
+            return make_cluster_objective(config, num_examples, mesh)
+        case "supervised":
+            return make_supervised_objective()
         case name:
             raise ValueError(f"objective={name!r} is none of {', '.join(SYSTEMS)}")
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yield what is wrong with the settings of a system, each with the way out."""
+    name = config.objective
+    if config.on_top and name not in (*EIR, *HOSTS):
+        yield (
+            f"on_top=true: objective={name} has no relations of two views to put the "
+            f"intra and inter terms on; use on_top=false, or one of {', '.join(HOSTS)}"
+        )
+    if (
+        name in ("isif", "simclr")
+        and config.on_top
+        and config.lambda_inter
+        and config.inter.negatives == "bank"
+    ):
+        yield (
+            f"inter.negatives=bank: objective={name} has no bank; use "
+            "inter.negatives=batch"
+        )
+    if name == "supervised" and config.model.num_classes < 2:
+        yield (
+            f"objective=supervised with model.num_classes={config.model.num_classes}; "
+            "give the number of classes, like --config.model.num_classes=10"
+        )
+    if name != "supervised" and config.model.num_classes:
+        yield (
+            f"model.num_classes={config.model.num_classes} is for "
+            f"objective=supervised alone; use 0 with objective={name}"
+        )
+    if name == "and" and config.num_rounds < 2:
+        yield (
+            f"objective=and with num_rounds={config.num_rounds} would be IR, as "
+            "neighbours are found when a further round begins; give "
+            "--config.num_rounds=5"
+        )
+    if name == "isif_augmented" and config.batch_size < 3:
+        yield (
+            f"objective=isif_augmented with batch_size={config.batch_size} has no "
+            "pair of other instances to make a negative of; use at least 3"
+        )
+    model, towers = config.model, "lab" if name == "cmc" else "one"
+    if model.towers != towers:
+        yield (
+            f"model.towers={model.towers} does not go with objective={name}; use "
+            f"model.towers={towers}"
+        )
+    if model.towers != "one" and model.weights:
+        yield (
+            f"model.weights={model.weights} is of one network, and model.towers="
+            f"{model.towers} are two; use model.weights=''"
+        )
+    if name == "cmc" and (model.width % 2 or model.embedding_dim % 2):
+        yield (
+            f"model.width={model.width} and model.embedding_dim={model.embedding_dim} "
+            "are halved for objective=cmc's two towers; give even numbers"
+        )
+    size, batch = config.queue.size, config.batch_size
+    if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
+        below = size // batch * batch
+        yield (
+            f"queue.size={size} is no multiple of batch_size={batch}; use "
+            f"{below or batch}{f' or {below + batch}' if below else ''}"
+        )
+
+
+def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
+    """Yield what is wrong with them for so many training images."""
+    batch = config.batch_size
+    largest = num_examples // batch * batch - batch
+    if config.objective in ("moco", "eir_moco") and config.queue.size > largest > 0:
+        yield (
+            f"queue.size={config.queue.size} is too long for {num_examples} training "
+            "images: an instance would find its own last key among the others'; use "
+            f"at most {largest}"
+        )
+    if config.objective == "clusters" and config.clusters.count > num_examples:
+        yield (
+            f"clusters.count={config.clusters.count} exceeds the {num_examples} "
+            f"training images; use at most {num_examples}"
+        )
+
+
+def training_split(
+    config: ConfigDict, dataset: Dataset
+) -> tuple[Split, np.ndarray | None]:
+    """Return what is trained on, and its labels where the objective asks for them.
+
+    Raises:
+      UserError: it asks for labels, and there are none or more than it has classes; or
+        for colours, and there are none.
+    """
+    if config.objective == "cmc" and is_grey(dataset.train.images[:GREY_AT]):
+        raise UserError(
+            f"the first {GREY_AT} train images of {dataset.name} are grey: objective="
+            f"{config.objective} tells colours from lightness; use another, like iraug"
+        )
+    if config.objective != "supervised":
+        return dataset.train, None
+    labels, classes = dataset.train.labels, config.model.num_classes
+    if labels is None or labels.max() < 0:
+        raise UserError(
+            f"the train images of {dataset.name} have no labels, which objective="
+            f"{config.objective} needs; use another objective, like iraug"
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"model.num_classes={classes} is less than the classes of "
+            f"{dataset.name}; use {labels.max() + 1}"
+        )
+    split = labelled(dataset, "train")
+    return split, split.labels

@@ -1,23 +1,45 @@
-"""SGD with momentum, and its schedule of learning rates (section 4.1)."""
+"""The optimiser, and its schedule of learning rates (section 4.1)."""
 
+import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+OPTIMIZERS = ("sgd", "lars")
+SCHEDULES = ("milestones", "cosine")
+
 
 def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Return the learning rate at a step: rate * factors[k] from milestones[k] on.
+    """Return the learning rate at a step of training.
 
-    Milestones are epochs of a round, counted from 0; factors are of the *initial* rate.
-    Each round of `num_epochs` starts at that rate anew.
+    By 'milestones' it is rate * factors[k] from milestones[k] on: epochs of a round,
+    counted from 0, and factors of the *initial* rate. By 'cosine' it falls from the
+    rate to 0 at the round's end. Before either it may grow from 0, over
+    `warmup_epochs`. Each round of `num_epochs` starts at that anew.
     """
     c = config.optimizer
-    rates = [c.learning_rate, *(c.learning_rate * factor for factor in c.factors)]
-    one_round = optax.join_schedules(
-        [optax.constant_schedule(rate) for rate in rates],
-        [milestone * steps_per_epoch for milestone in c.milestones],
-    )
+    warmup = c.warmup_epochs * steps_per_epoch
     round_steps = config.num_epochs * steps_per_epoch
-    return lambda step: one_round(step % round_steps)
+    if c.schedule == "cosine":
+        falling = optax.cosine_decay_schedule(
+            c.learning_rate, max(round_steps - warmup, 1)
+        )
+        one_round = lambda step: falling(jnp.maximum(step - warmup, 0))  # noqa: E731
+    else:
+        rates = [c.learning_rate, *(c.learning_rate * factor for factor in c.factors)]
+        one_round = optax.join_schedules(
+            [optax.constant_schedule(rate) for rate in rates],
+            [milestone * steps_per_epoch for milestone in c.milestones],
+        )
+    if not warmup:
+        return lambda step: one_round(step % round_steps)
+    growing = optax.linear_schedule(0.0, c.learning_rate, warmup)
+
+    def warmed(step):
+        step = step % round_steps
+        return jnp.where(step < warmup, growing(step), one_round(step))
+
+    return warmed
 
 
 def schedule_note(config: ConfigDict, planned: int) -> str:
@@ -52,13 +74,32 @@ def schedule_note(config: ConfigDict, planned: int) -> str:
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Return PyTorch's SGD: decay added to every gradient, then plain momentum.
+    """Return PyTorch's SGD: decay added to every gradient, then momentum.
 
     momentum <- m * momentum + (gradient + decay * param);
-    param <- param - rate * momentum.
+    param <- param - rate * momentum, or with `nesterov`
+    param <- param - rate * (gradient + decay * param + m * momentum).
+
+    'lars' (You et al., 2017) scales each kernel's step by the ratio of its norm to its
+    gradient's first; biases and what batch norm learns have neither that nor decay, as
+    in SimCLR.
     """
     c = config.optimizer
+    schedule = make_schedule(config, steps_per_epoch)
+    if c.name == "lars":
+        return optax.lars(
+            schedule,
+            weight_decay=c.weight_decay,
+            weight_decay_mask=_kernels,
+            trust_ratio_mask=_kernels,
+            momentum=c.momentum,
+            nesterov=c.nesterov,
+        )
     return optax.chain(
         optax.add_decayed_weights(c.weight_decay),
-        optax.sgd(make_schedule(config, steps_per_epoch), momentum=c.momentum),
+        optax.sgd(schedule, momentum=c.momentum, nesterov=c.nesterov),
     )
+
+
+def _kernels(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)

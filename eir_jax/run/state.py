@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from eir_jax.models.encoder import Encoder
+from eir_jax.models.encoder import Encoder, TwoTowers
 from eir_jax.objectives.objective import Memory, Objective
 
 PyTree = Any
@@ -32,11 +32,11 @@ class TrainState(struct.PyTreeNode):
 def state_shardings(state: TrainState, objective: Objective, mesh: Mesh) -> TrainState:
     """Return where each leaf lives: on every device, but what the objective splits."""
     specs = jax.tree.map(lambda _: PartitionSpec(), state)
-    specs = specs.replace(memory=objective.specs)
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    memory = jax.tree.broadcast(objective.specs, state.memory, is_leaf=is_spec)
+    specs = specs.replace(memory=memory)
     shardings: TrainState = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec
     )
     return shardings
 
@@ -44,7 +44,7 @@ def state_shardings(state: TrainState, objective: Objective, mesh: Mesh) -> Trai
 def abstract_train_state(
     config: ConfigDict,
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
@@ -60,7 +60,7 @@ def abstract_train_state(
 def create_train_state(
     config: ConfigDict,
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
@@ -82,7 +82,7 @@ def _make_init(config, objective, encoder, tx):
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=tx.init(variables["params"]),
-            memory=objective.init(jax.random.fold_in(key, 1)),
+            memory=objective.init(jax.random.fold_in(key, 1), variables["params"]),
         )
 
     return init

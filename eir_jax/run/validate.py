@@ -9,17 +9,23 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.sources import SOURCES
 from eir_jax.models.convolution import KERNEL_INIT
+from eir_jax.models.encoder import HEADS
 from eir_jax.models.resnet import BLOCKS
-from eir_jax.objectives.systems import SYSTEMS
+from eir_jax.objectives import systems
+from eir_jax.run.optimizer import OPTIMIZERS, SCHEDULES
 from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, local_path
 
 CHOICES: dict[str, Collection[str]] = {
-    "objective": SYSTEMS,
+    "objective": systems.SYSTEMS,
     "inter.negatives": ("batch", "bank"),
     "interpolation.kind": ("cutmix", "mixup"),
     "model.name": BLOCKS,
+    "model.head": HEADS,
+    "model.towers": ("one", "lab"),
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
     "model.stem": ("small", "imagenet"),
     "model.init": tuple(KERNEL_INIT),
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -41,14 +47,16 @@ RULES = {
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
         "intra.ramp_steps data.held_out_seed linear.seed retrieval.nmi_limit "
-        "optimizer.milestones data.train_classes data.test_classes data.expected",
+        "optimizer.milestones data.train_classes data.test_classes data.expected "
+        "model.num_classes optimizer.warmup_epochs",
     ),
     "at least 1": (
         lambda x: x >= 1,
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
-        "linear.batch_size knn.k retrieval.k",
+        "linear.batch_size knn.k retrieval.k queue.size nce.negatives clusters.count "
+        "clusters.iterations",
     ),
     "finite and above 0": (
         lambda x: 0 < x < math.inf,
@@ -59,18 +67,19 @@ RULES = {
     "finite and at least 0": (
         lambda x: 0 <= x < math.inf,
         "lambda_intra lambda_inter intra.target_temperature optimizer.weight_decay "
-        "optimizer.factors linear.weight_decays",
+        "optimizer.factors linear.weight_decays isif_augmented.extrapolation",
     ),
     "finite": (math.isfinite, "data.mean"),
     "in (0, 1)": (lambda x: 0 < x < 1, "linear.held_out"),
     "in [0, 1)": (
         lambda x: 0 <= x < 1,
-        "bank_momentum optimizer.momentum data.held_out",
+        "bank_momentum optimizer.momentum data.held_out queue.key_momentum",
     ),
+    "in (0, 1]": (lambda x: 0 < x <= 1, "neighbours.share"),
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "
-        "views.flip",
+        "views.flip isif_augmented.interpolation",
     ),
     "in [0, 0.5] turns": (lambda x: 0 <= x <= 0.5, "views.hue"),
 }
@@ -120,6 +129,7 @@ def validate(config: ConfigDict) -> None:
             f"data.path is empty; give {needed[config.data.source]} of "
             f"data.source={config.data.source}"
         )
+    problems += systems.problems(config)
     problems += _images(config.data)
     for key in ("path", "class_list"):
         try:
@@ -174,6 +184,7 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
             f"batch_size={batch} does not divide over {num_devices} devices; use "
             f"{_nearest_multiples(batch, num_devices)}"
         )
+    problems += systems.size_problems(config, num_examples)
     steps = config.num_rounds * config.num_epochs * (num_examples // batch)
     profiled = profiled_steps(config)
     if batch <= num_examples and profiled and profiled[-1] > steps:
@@ -286,6 +297,11 @@ def _images(data: ConfigDict) -> Iterator[str]:
 
 def _tuples(config: ConfigDict) -> Iterator[str]:
     c = config.optimizer
+    if c.warmup_epochs >= max(config.num_epochs, 1):
+        yield (
+            f"optimizer.warmup_epochs={c.warmup_epochs} leaves none of num_epochs="
+            f"{config.num_epochs}; give less"
+        )
     if len(c.milestones) != len(c.factors):
         yield (
             f"optimizer.milestones has {len(c.milestones)} epochs and "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,13 +21,14 @@ from eir_jax.data import order, sources
 from eir_jax.data.augment_device import put_images
 from eir_jax.data.dataset import Dataset
 from eir_jax.data.picture_record import record
-from eir_jax.data.pipeline import make_train_batches
+from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.data.views import Slot
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.restore import tensors_of
 from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import from_torchvision
+from eir_jax.objectives.systems import training_split
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
@@ -44,7 +46,7 @@ from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
 from eir_jax.system.words import counted
-from eir_jax.training.parts import Parts, make_parts
+from eir_jax.training.parts import Parts, Refresh, make_parts
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
@@ -85,7 +87,8 @@ def _train_and_evaluate(
     with processes.first_alone(config.data.source == "tfds"):  # one downloads
         dataset = sources.load(config.data)
     processes.check_equal("the training images", [dataset.train_hash])
-    num_examples = len(dataset.train.images)
+    train, labels = training_split(config, dataset)
+    num_examples = len(train.images)
     mesh = sharding.make_mesh()
     validate_sizes(config, num_examples, mesh.size)
     steps_per_epoch = order.steps_per_epoch(num_examples, config.batch_size)
@@ -107,7 +110,7 @@ def _train_and_evaluate(
         record(dataset, workdir, resumes=bool(checkpoints.steps))
     resident = {}
     if config.data.pipeline == "device":
-        resident["images"] = put_images(dataset.train.images, config, mesh)
+        resident["images"] = put_images(train.images, config, mesh)
     run = Run(
         config=config,
         workdir=workdir,
@@ -117,7 +120,14 @@ def _train_and_evaluate(
         round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
         train_step=parts.compiled_step(),
+        refresh=parts.compiled_refresh(),
+        refresh_steps=(
+            round_steps if parts.objective.every == "round" else steps_per_epoch
+        ),
+        images=train.images,
+        labels=labels,
         slots=parts.objective.slots,
+        terms=tuple(parts.objective.weights(0)),
         resident=resident,
         embed=make_embed(config, make_encoder(config, exact=True), mesh),
         checkpoints=checkpoints,
@@ -158,7 +168,15 @@ class Run:
     round_steps: int
     num_steps: int
     train_step: TrainStep
+    refresh: Refresh | None
+    refresh_steps: int
+    """From one refresh to the next."""
+    images: Images
+    """Those trained on, and their labels where the objective asks for them."""
+    labels: np.ndarray | None
     slots: tuple[Slot, ...]
+    terms: tuple[str, ...]
+    """Of the loss."""
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
     embed: Embed
@@ -230,12 +248,13 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
 
     stopped = None
     batches = make_train_batches(
-        run.dataset.train.images,
+        run.images,
         config,
         run.slots,
         start_step,
         num_steps,
         sharding.process_rows(config.batch_size, run.mesh),
+        run.labels,
     )
     with (
         closing(writer),
@@ -246,6 +265,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     ):
         on_device = sharding.put_batches(batches, run.mesh)
         for step, batch in enumerate(on_device, start_step + 1):
+            period, within = divmod(step - 1, run.refresh_steps)
+            if run.refresh and not within:
+                state = run.refresh(state, period)
             if step in skipped:
                 state = state.replace(step=state.step + 1)
             else:
@@ -337,7 +359,10 @@ def _with_weights(parts: Parts, state: TrainState) -> TrainState:
     )
     if processes.is_main():
         print(f"backbone of {source}; head and memory begin anew")
-    return state.replace(params=params, batch_stats=batch_stats)
+    memory = state.memory
+    if "key" in memory:  # it begins as the encoder, in arrays of its own
+        memory = memory | {"key": jax.tree.map(jnp.copy, params)}
+    return state.replace(params=params, batch_stats=batch_stats, memory=memory)
 
 
 def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:
@@ -413,11 +438,13 @@ def _summary(run: Run, state: TrainState) -> str:
     devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
+    terms = " + ".join(name.removeprefix("loss_") for name in run.terms)
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
         f"{size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
         f"{devices}; {rounds}{counted(config.num_epochs, 'epoch')}, "
-        f"{counted(run.num_steps, 'step')} of {config.batch_size}"
+        f"{counted(run.num_steps, 'step')} of {config.batch_size}\n"
+        f"{config.objective}: {terms}"
     )

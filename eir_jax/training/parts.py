@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.data.augment_device import make_batch_views
 from eir_jax.data.order import steps_per_epoch
-from eir_jax.models.encoder import Encoder, make_encoder
+from eir_jax.models.encoder import Encoder, TwoTowers, make_encoder
 from eir_jax.objectives.objective import Objective, passes_of
 from eir_jax.objectives.systems import make_objective
 from eir_jax.run.optimizer import make_optimizer, make_schedule
 from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
 from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
+
+Refresh = Callable[[TrainState, int], TrainState]
 
 
 class Parts(NamedTuple):
@@ -23,7 +27,7 @@ class Parts(NamedTuple):
     config: ConfigDict
     mesh: Mesh
     objective: Objective
-    encoder: Encoder
+    encoder: Encoder | TwoTowers
     tx: optax.GradientTransformation
     schedule: optax.Schedule
 
@@ -39,7 +43,7 @@ class Parts(NamedTuple):
 
     def step(self) -> TrainStep:
         """Return the pure step, of batches that hold the slots' images."""
-        how = (self.encoder, self.tx, self.schedule, self.mesh)
+        how = (self.encoder, self.tx, self.schedule, self.mesh, self.config.seed)
         return make_train_step(self.objective, *how)
 
     def views(self) -> Callable:
@@ -54,6 +58,26 @@ class Parts(NamedTuple):
         views = self.views() if self.config.data.pipeline == "device" else None
         return compile_train_step(
             self.step(), self.abstract_state(), self.mesh, views_of=views
+        )
+
+    def compiled_refresh(self) -> Refresh | None:
+        """Return (state, period) -> state, mapped over the mesh; None: there is none.
+
+        The state given to it is donated.
+        """
+        refresh = self.objective.refresh
+        if refresh is None:
+            return None
+
+        def refreshed(state: TrainState, period: int) -> TrainState:
+            return state.replace(memory=refresh(state.memory, jnp.asarray(period)))
+
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+        return jax.jit(
+            refreshed,
+            in_shardings=(shardings, None),
+            out_shardings=shardings,
+            donate_argnums=0,
         )
 
 

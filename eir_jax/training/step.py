@@ -8,8 +8,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from eir_jax.data.order import SHUFFLE
 from eir_jax.evaluation import health
-from eir_jax.models.encoder import Encoder
+from eir_jax.models.encoder import Encoder, TwoTowers, with_passes
 from eir_jax.objectives.objective import Objective
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
@@ -21,10 +22,11 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def make_train_step(
     objective: Objective,
-    encoder: Encoder,
+    encoder: Encoder | TwoTowers,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
+    seed: int = 0,
 ) -> TrainStep:
     """Return the step: (state, batch) -> (state, metrics), Eq. 10.
 
@@ -33,11 +35,32 @@ def make_train_step(
     `partner` and `ratio` in [0, 1]. Metrics are scalars: `loss` and its terms,
     `learning_rate`, `gradient_norm`, what the objective watches, and the label-free
     health of the batch: `embedding_std` and, of two views, `alignment`.
+
+    Slots of the key encoder are encoded by `memory["key"]`, without gradient, each in a
+    batch shuffled by (seed, step, place of the slot): only so do `batch_norm.groups`
+    hide which images belong together (MoCo).
     """
-    names = [slot.name for slot in objective.slots]
+    names = [slot.name for slot in objective.slots if slot.encoder == "online"]
+    keys = [slot.name for slot in objective.slots if slot.encoder == "key"]
     everywhere = sharding.replicated(mesh)
 
-    def loss_fn(params, batch_stats, memory, batch, weights):
+    def encode_key(place, params, batch_stats, images, step):
+        chance = jax.random.fold_in(jax.random.key(seed), SHUFFLE)
+        chance = jax.random.fold_in(jax.random.fold_in(chance, step), place)
+        shuffled = jax.random.permutation(chance, len(images))
+        assert isinstance(encoder, Encoder)  # `problems`: two towers are CMC's alone
+        # In training mode; the key encoder's running statistics are used nowhere.
+        output, _ = with_passes(encoder, ((0,),)).apply(
+            {"params": params, "batch_stats": batch_stats},
+            images[shuffled],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        output = jax.lax.with_sharding_constraint(output, everywhere)
+        back = jnp.argsort(shuffled)
+        return jax.tree.map(lambda x: jax.lax.stop_gradient(x[back]), output)
+
+    def loss_fn(params, batch_stats, memory, batch, weights, outputs):
         # Instance-major: a device's rows stay its own whatever the number of slots.
         stacked = jnp.stack([batch[name] for name in names], axis=1)
         output, updates = encoder.apply(
@@ -49,7 +72,7 @@ def make_train_step(
         apart = jax.tree.map(lambda x: x.reshape(*stacked.shape[:2], -1), output)
         # Rows to be told apart may lie on any device: each needs the whole batch.
         apart = jax.lax.with_sharding_constraint(apart, everywhere)
-        outputs = {
+        outputs = outputs | {
             name: jax.tree.map(lambda x, i=i: x[:, i], apart)
             for i, name in enumerate(names)
         }
@@ -59,20 +82,28 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         index = jax.lax.with_sharding_constraint(batch["index"], everywhere)
-        batch = batch | {"index": index}
+        batch = batch | {"index": index, "step": state.step}
+        keyed = {
+            name: encode_key(
+                place, state.memory["key"], state.batch_stats, batch[name], state.step
+            )
+            for place, name in enumerate(keys)
+        }
         (loss, (terms, outputs, batch_stats)), gradient = jax.value_and_grad(
             loss_fn, has_aux=True
         )(
             *(state.params, state.batch_stats, state.memory, batch),
             objective.weights(state.step),
+            keyed,
         )
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         memory, watched = objective.update(
-            state.memory, outputs, batch, jnp.isfinite(loss)
+            state.memory, outputs, batch, params, jnp.isfinite(loss)
         )
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             memory=memory,
@@ -81,7 +112,9 @@ def make_train_step(
             "loss": loss,
             **terms,
             **watched,
-            **health.of_batch({name: outputs[name].embedding for name in names}),
+            **health.of_batch(
+                {name: outputs[name].embedding for name in [*names, *keys]}
+            ),
             "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
         }

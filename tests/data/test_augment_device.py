@@ -23,11 +23,13 @@ def smooth_images(size):
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2)
 
 
-def device_batches(images, config, start, stop, devices=1):
+def device_batches(images, config, start, stop, devices=1, labels=None):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     resident = {"images": put_images(images, config, mesh)}
     make = jax.jit(make_batch_views(config, slots_of(config), mesh))
-    batches = make_train_batches(images, config, slots_of(config), start, stop)
+    batches = make_train_batches(
+        images, config, slots_of(config), start, stop, labels=labels
+    )
     return [make(b | resident) for b in sharding.put_batches(batches, mesh)]
 
 
@@ -51,6 +53,22 @@ def test_both_pipelines_agree(kind, stored, size, mean, largest):
             difference = np.abs(np.asarray(ours[name]) - theirs[name])
             assert difference.mean() <= mean * LEVEL
             assert difference.max() <= largest * LEVEL
+
+
+def test_both_give_weak_views_and_labels():
+    pytest.importorskip("tensorflow")
+    images, labels = smooth_images(32), np.arange(NUM) % 7
+    config = small_config(objective="eir_moco", **{"data.image_size": 32})
+    slots = slots_of(config)
+    (host,) = make_train_batches(images, config, slots, 0, 1, labels=labels)
+    config.data.pipeline = "device"
+    (ours,) = device_batches(images, config, 0, 1, labels=labels)
+    assert ours.keys() == host.keys()
+    assert {"view1", "view2", "weak", "mixed", "label"} <= ours.keys()
+    difference = np.abs(np.asarray(ours["weak"]) - host["weak"])
+    assert difference.max() <= LEVEL
+    np.testing.assert_array_equal(ours["label"], labels[host["index"]])
+    np.testing.assert_array_equal(host["label"], labels[host["index"]])
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])

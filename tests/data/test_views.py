@@ -15,6 +15,7 @@ from eir_jax.data.views import (
     coefficients,
     drawn_views,
     make_recipe,
+    recipe_of,
     view_parameters,
 )
 from eir_jax.objectives.systems import make_objective
@@ -160,3 +161,17 @@ def test_recipe_of_digits_leaves_colour_and_sides_alone():
     np.testing.assert_array_equal(
         numbers[:, 7:].reshape(-1, 3), np.broadcast_to([1, 0, 0], (1200, 3))
     )
+
+
+def test_a_weak_view_keeps_its_colours(recipe):
+    """No jitter, no grey; crop and flip as drawn."""
+    uniforms = np.random.default_rng(0).uniform(size=(50, NUM_UNIFORMS))
+    uniforms = uniforms.astype(np.float32)
+    strong, weak = (
+        view_parameters(uniforms, recipe_of(name, recipe), 32, 32, np)
+        for name in ("view2", "weak")
+    )
+    assert strong.jitter.all() and strong.grey.any()
+    assert not weak.jitter.any() and not weak.grey.any()
+    np.testing.assert_array_equal(strong.crop, weak.crop)
+    np.testing.assert_array_equal(strong.flip, weak.flip)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from small import SmallRun, small_config
 from eir_jax.evaluation.embed import evaluation_view
 from eir_jax.evaluation.export import export
 from eir_jax.evaluation.restore import restore, restore_run, restore_weights, tensors_of
+from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import (
     from_torchvision,
     network_of,
@@ -279,7 +281,7 @@ def test_what_does_not_fit_is_named():
     [
         (
             {"blocks": (1, 2, 1, 1)},
-            r"\[1, 2, 1, 1\] blocks a stage; there are",
+            r"\[1, 2, 1, 1\] basic blocks a stage; there are",
         ),
         ({"size": 5}, "the first convolution is 5x5"),
     ],
@@ -289,10 +291,41 @@ def test_other_networks_are_refused(how, message):
         network_of(theirs(**how))
 
 
-def test_bottlenecks_are_refused():
-    tensors = theirs() | {"layer1.0.conv3.weight": np.ones((1, 1, 1, 1))}
-    with pytest.raises(UserError, match="bottlenecks, as ResNet-50"):
-        network_of(tensors)
+def test_bottlenecks_and_other_heads_go_out_and_in():
+    """By torchvision's names, as far as it has such layers."""
+    changes = {"model.name": "resnet50", "model.head": "mlp_bn"}
+    config = small_config(**changes, **{"model.num_classes": 3})
+    rng = np.random.default_rng(0)
+    encoder = make_encoder(config)
+    like = jax.eval_shape(
+        lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    )
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape), like)
+    tensors = to_torchvision(variables["params"], variables["batch_stats"])
+    assert network_of(tensors) == {"name": "resnet50", "width": 4, "stem": "small"}
+    names = {"layer1.0.conv3.weight", "layer4.2.bn3.running_var", "fc_hidden.bias"}
+    assert names | {"fc_norm.running_mean", "classifier.weight"} <= tensors.keys()
+    params, stats = from_torchvision(
+        tensors, like["params"], like["batch_stats"], with_head=True
+    )
+    back = {"params": params, "batch_stats": stats}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), back, variables
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "words"),
+    [
+        ({"model.head": "mlp"}, "a.onnx", "give a .safetensors or .stablehlo"),
+        ({"model.name": "resnet50"}, "a.onnx", "basic blocks and a linear head alone"),
+        ({"model.towers": "lab"}, "a.safetensors", "use it from its workdir"),
+    ],
+)
+def test_networks_that_a_form_does_not_hold_are_refused(changes, file, words, tmp_path):
+    run = SimpleNamespace(config=small_config(**changes))
+    with pytest.raises(UserError, match=words):
+        export(run, tmp_path, tmp_path / file)
 
 
 def test_bad_files_are_refused_in_words(tmp_path):

@@ -184,3 +184,49 @@ def test_evaluation_computes_in_unrounded_float32():
         program = str(jax.make_jaxpr(encoder.apply)(variables, images))
         assert ("bf16" in program) != exact
         assert ("Precision.HIGHEST" in program) == exact
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("linear", {"backbone", "head"}),
+        ("mlp", {"backbone", "head", "head_hidden"}),
+        ("mlp_bn", {"backbone", "head", "head_hidden", "head_norm"}),
+    ],
+)
+def test_heads(head, names):
+    """What lies between the feature and the unit vector, in NumPy."""
+    config = small_config(**{"model.head": head, "model.num_classes": 3})
+    encoder = make_encoder(config, ((0,),), exact=True)
+    images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    variables = encoder.init(jax.random.key(0), images)
+    params = variables["params"]
+    assert params.keys() == names | {"classifier"}
+    output, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    hidden = np.asarray(output.feature, np.float64)
+    dense = lambda x, p: x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])  # noqa: E731
+    if head != "linear":
+        hidden = dense(hidden, params["head_hidden"])
+        assert hidden.shape == (6, 32)
+        if head == "mlp_bn":
+            hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+        hidden = np.maximum(hidden, 0)
+    projected = dense(hidden, params["head"])
+    length = np.sqrt((projected**2).sum(1, keepdims=True))
+    np.testing.assert_allclose(output.embedding, projected / length, atol=1e-4)
+    logits = dense(projected, params["classifier"])
+    np.testing.assert_allclose(output.logits, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)],
+)
+def test_parameters_are_torchvisions(name, count):
+    """Those of the backbone: theirs have a classifier of 1,000 classes besides."""
+    config = base.get_config()
+    config.model.update(name=name, stem="imagenet")
+    params = shapes(config, 224)["params"]["backbone"]
+    feature = 2048 if name == "resnet50" else 512
+    ours = sum(x.size for x in jax.tree.leaves(params))
+    assert ours == count - 1000 * (feature + 1)

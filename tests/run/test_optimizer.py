@@ -1,5 +1,6 @@
 """Schedule and SGD against the protocol and a hand-written reference."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -64,3 +65,76 @@ def test_momentum_stays_over_rounds():
         buffer = 0.9 * buffer + 1 + 5e-4 * param
         param = param - 0.03 * (1, 0.1)[step // 2 % 2] * buffer
         np.testing.assert_allclose(params["w"], param, rtol=1e-5)
+
+
+def test_cosine_falls_to_zero_after_a_warm_up_in_each_round():
+    """Against NumPy: linear from 0 over one epoch of 4 steps, then half a cosine."""
+    config = base.get_config()
+    config.num_epochs, config.num_rounds = 5, 2
+    config.optimizer.update(schedule="cosine", warmup_epochs=1)
+    schedule = make_schedule(config, steps_per_epoch=4)
+    step = np.arange(40) % 20
+    falling = 0.015 * (1 + np.cos(np.pi * (step - 4) / 16))
+    expected = np.where(step < 4, 0.03 * step / 4, falling)
+    np.testing.assert_allclose([schedule(s) for s in range(40)], expected, atol=1e-8)
+    config.optimizer.warmup_epochs = 0
+    schedule = make_schedule(config, steps_per_epoch=4)
+    assert schedule(0) == np.float32(0.03)
+    np.testing.assert_allclose(schedule(10), 0.015, rtol=1e-6)
+
+
+def test_warm_up_comes_before_milestones_too():
+    config = base.get_config()
+    config.num_epochs = 4
+    config.optimizer.milestones, config.optimizer.factors = (3,), (0.1,)
+    config.optimizer.warmup_epochs = 2
+    schedule = make_schedule(config, steps_per_epoch=2)
+    rates = [schedule(s) for s in range(8)]
+    expected = [0, 0.0075, 0.015, 0.0225, 0.03, 0.03, 0.003, 0.003]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def take_two_steps(config, params, gradient):
+    """Return the parameters after two steps of the same gradient."""
+    tx = make_optimizer(config, steps_per_epoch=4)
+    opt_state = tx.init(params)
+    for _ in range(2):
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_nesterov_is_pytorchs():
+    config = base.get_config()
+    config.optimizer.nesterov = True
+    rng = np.random.default_rng(0)
+    param, gradient = rng.normal(size=(2, 5))
+    found = take_two_steps(
+        config, {"w": jnp.asarray(param)}, {"w": jnp.asarray(gradient)}
+    )
+    buffer = np.zeros(5)
+    for _ in range(2):
+        decayed = gradient + 5e-4 * param
+        buffer = 0.9 * buffer + decayed
+        param = param - 0.03 * (decayed + 0.9 * buffer)
+    np.testing.assert_allclose(found["w"], param, rtol=1e-5)
+
+
+def test_lars_scales_kernels_alone():
+    """By 0.001 |w| / |g + decay w|; a bias takes plain steps, without decay."""
+    config = base.get_config()
+    config.optimizer.name = "lars"
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(3, 4)), rng.normal(size=4)
+    gradient = {"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4)}
+    params = {"w": jnp.asarray(kernel), "b": jnp.asarray(bias)}
+    found = take_two_steps(config, params, jax.tree.map(jnp.asarray, gradient))
+    buffers = {"w": np.zeros((3, 4)), "b": np.zeros(4)}
+    for _ in range(2):
+        decayed = gradient["w"] + 5e-4 * kernel
+        ratio = 0.001 * np.linalg.norm(kernel) / np.linalg.norm(decayed)
+        buffers["w"] = 0.9 * buffers["w"] + 0.03 * ratio * decayed
+        buffers["b"] = 0.9 * buffers["b"] + 0.03 * gradient["b"]
+        kernel, bias = kernel - buffers["w"], bias - buffers["b"]
+    np.testing.assert_allclose(found["w"], kernel, rtol=1e-5)
+    np.testing.assert_allclose(found["b"], bias, rtol=1e-5)

@@ -1,0 +1,41 @@
+"""Every system at one setting: the config's views, encoder, rate and batch.
+
+Each has its own temperature, weights and head. An instance is encoded once by IR, AND,
+clusters and CMC (by two towers of half the width), twice by IRaug, ISIF, SimCLR and
+MoCo (once by the key encoder), three times by EIR and four times by its form of 2022.
+"""
+
+ALONE: dict = {"lambda_intra": 0.0, "lambda_inter": 0.0}
+MOCO = {"batch_norm.groups": 2}  # the paper's two GPUs: what its shuffling is for
+GRID: dict[str, dict] = {
+    "Random": {"num_epochs": 0},
+    "IR": ALONE | {"objective": "ir"},
+    "IR_nce": {"objective": "ir_nce", "temperature": 0.07},
+    "IRaug": ALONE,
+    "EIR": {},
+    "ISIF": {"objective": "isif"},
+    "ISIF_augmented": {"objective": "isif_augmented"},
+    "SimCLR": {"objective": "simclr", "model.head": "mlp_bn", "temperature": 0.5},
+    "MoCo": {"objective": "moco", **MOCO},
+    "EIR_2022": {
+        "objective": "eir_moco",
+        "model.head": "mlp",
+        "temperature": 0.2,
+        **MOCO,
+    },
+    "AND_2_rounds": {
+        "objective": "and",
+        "num_rounds": 2,
+        "views.flip": 0.0,
+        "optimizer.nesterov": True,
+    },
+    "clusters": {"objective": "clusters"},
+    "CMC": {
+        "objective": "cmc",
+        "model.towers": "lab",
+        "model.embedding_dim": 256,
+        "temperature": 0.07,
+        "views.jitter": 0.0,
+        "views.grey": 0.0,
+    },
+}

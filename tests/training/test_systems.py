@@ -1,0 +1,194 @@
+"""Every system as a step, and from training to evaluation."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import SmallRun, small_config
+from test_main import save_arrays
+from test_step import assert_close
+
+from configs import digits
+from eir_jax.evaluation.restore import restore_run
+from eir_jax.experiments.evaluate import evaluate
+from eir_jax.objectives.systems import EIR, SYSTEMS
+from eir_jax.run.checkpoint import Checkpoints
+from eir_jax.system import sharding
+from eir_jax.system.errors import UserError
+from eir_jax.training.loop import train_and_evaluate
+
+SETTINGS = {
+    "supervised": {"model.num_classes": 10},
+    "simclr": {"on_top": True, "model.head": "mlp_bn", "temperature": 0.5},
+    "isif": {"on_top": True},
+    "moco": {"queue.size": 32, "model.head": "mlp", "batch_norm.groups": 2},
+    "eir_moco": {"queue.size": 32, "batch_norm.groups": 2},
+    "ir_nce": {"nce.negatives": 20},
+    "and": {"num_rounds": 2},
+    "clusters": {"clusters.count": 5},
+    "cmc": {"model.towers": "lab"},
+}
+OTHERS = [name for name in SYSTEMS if name not in EIR]
+
+
+def take_steps(run, state, count=2, spoil=None):
+    """Take steps of noise; the view that `spoil` names is NaN. Return the last."""
+    step, refresh = None, run.parts.compiled_refresh()
+    for number in range(count):
+        if refresh:
+            state = refresh(state, number)
+        step = step or run.compiled(state)
+        batch = run.put(number)
+        rng = np.random.default_rng(number)
+        label = rng.integers(0, 10, run.config.batch_size).astype(np.int32)
+        images = {"label": label, "weak": np.asarray(batch["view1"]) * 0.9}
+        batch |= sharding.put_batch(images, run.mesh)
+        if spoil:
+            batch[spoil] = jnp.full_like(batch[spoil], jnp.nan)
+        before, (state, metrics) = state, step(state, batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
+    return state, metrics
+
+
+def in_float64(state):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
+    )
+
+
+@pytest.mark.parametrize("name", ["isif", "moco", "and", "clusters"])
+def test_one_device_equals_eight(name):
+    """In float64: parameters, statistics, and all that is remembered."""
+    config = small_config(objective=name, **SETTINGS[name])
+    if name == "moco":  # the weak view and its queue too
+        config.objective = "eir_moco"
+    ends = []
+    with jax.enable_x64(True):
+        for devices in (1, 8):
+            run = SmallRun(config, devices)
+            state, _ = take_steps(run, in_float64(run.create()))
+            ends.append(jax.device_get(state))
+    assert_close(*ends, 1e-7)
+
+
+def test_a_loss_that_is_not_finite_enqueues_nothing():
+    run = SmallRun(small_config(objective="moco", **SETTINGS["moco"]))
+    before = jax.device_get(run.create().memory)
+    state, metrics = take_steps(run, run.create(), 1, spoil="view2")
+    assert not np.isfinite(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.memory))
+
+
+def test_a_memory_is_restored_on_other_devices(tmp_path):
+    """Written by eight, read by one: key encoder, queue and pointer."""
+    config = small_config(objective="eir_moco", **SETTINGS["eir_moco"])
+    eight = SmallRun(config, 8)
+    state = eight.create()
+    checkpoints = Checkpoints(tmp_path / "c")
+    meta = {"num_examples": 70, "train_hash": "", "config": config.to_dict()}
+    checkpoints.save(state, meta, None)
+    checkpoints.wait()
+    found = checkpoints.restore(0, SmallRun(config, 1).abstract())
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state)
+    )
+
+
+def tiny(name, **changes):
+    """Return settings of a run on the digits that takes seconds."""
+    config = digits.get_config()
+    config.data.image_size = 8
+    config.model.width, config.model.embedding_dim = 4, 16
+    config.batch_size, config.num_epochs = 512, 1
+    config.optimizer.milestones, config.optimizer.factors = (1,), (0.1,)
+    config.eval_every_epochs = 0
+    settings = {"objective": name} | SETTINGS.get(name, {})
+    if "queue.size" in settings:
+        settings["queue.size"] = 512
+    config.update_from_flattened_dict(settings | changes)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("name", OTHERS)
+def test_trains_and_evaluates(name, tmp_path):
+    changes = {}
+    if name == "cmc":  # the digits are grey
+        path = str(save_arrays(tmp_path / "a.npz"))
+        changes = {"data.source": "arrays", "data.path": path, "batch_size": 64}
+    config = tiny(name, **changes, **{"knn.k": (5, 20)})
+    assert train_and_evaluate(config, tmp_path / "w") == 0
+    found = evaluate(tmp_path / "w", tasks=("knn",))
+    assert 0 < found["knn"]["20"] <= 1
+
+
+@pytest.mark.usefixtures("one_device")
+def test_resumes_across_a_refresh_to_the_bit(tmp_path):
+    """Clusters, found anew each epoch: three epochs at once, or one and two more."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    often = {"checkpoint_every_epochs": 1}
+    train_and_evaluate(tiny("clusters", num_epochs=3, **often), whole)
+    train_and_evaluate(tiny("clusters", num_epochs=1, **often), parts)
+    train_and_evaluate(tiny("clusters", num_epochs=3, **often), parts)
+    ends = [
+        json.loads((w / "checkpoints/6/meta/metadata").read_text())["checksums"]
+        for w in (whole, parts)
+    ]
+    assert ends[0] == ends[1]
+    clusters = restore_run(whole).state.memory["cluster"]
+    assert set(np.unique(clusters)) == set(range(5))
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("moco", {"queue.size": 700}, "queue.size=700 is no multiple.*512 or 1024"),
+        ("moco", {"queue.size": 1024}, "queue.size=1024 is too long.*at most 512"),
+        ("clusters", {"clusters.count": 2000}, "exceeds the 1437.*at most 1437"),
+        ("and", {"num_rounds": 1}, "num_rounds=1 would be IR.*num_rounds=5"),
+        ("supervised", {"on_top": True}, "no relations.*on_top=false"),
+        ("supervised", {"model.num_classes": 0}, "give the number of classes"),
+        ("supervised", {"model.num_classes": 9}, "less than the classes.*use 10"),
+        ("isif", {"inter.negatives": "bank"}, "no bank; use inter.negatives=batch"),
+        ("isif", {"model.num_classes": 9}, "objective=supervised alone"),
+        ("cmc", {}, "the first 100 train images of digits are grey"),
+        ("cmc", {"model.towers": "one"}, "model.towers=one.*use model.towers=lab"),
+        ("iraug", {"model.towers": "lab"}, "model.towers=lab.*use model.towers=one"),
+        ("isif", {"optimizer.warmup_epochs": 1}, "leaves none of num_epochs=1"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(name, changes, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        train_and_evaluate(tiny(name, **changes), tmp_path / "w")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_supervised_without_labels_is_refused(tmp_path):
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, test_images=images)
+    changes = {"data.source": "arrays", "data.path": str(tmp_path / "a.npz")}
+    with pytest.raises(UserError, match="have no labels, which objective=supervised"):
+        train_and_evaluate(tiny("supervised", **changes), tmp_path / "w")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_supervised_leaves_unlabelled_images_out(tmp_path):
+    """Their steps are not taken, and the run can be evaluated on all its data."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (60, 8, 8, 3)).astype(np.uint8)
+    labels = np.where(np.arange(60) < 40, np.arange(60) % 10, -1)
+    np.savez(
+        tmp_path / "a.npz",
+        **{"train_images": images, "train_labels": labels},
+        **{"test_images": images[:40], "test_labels": labels[:40]},
+    )
+    changes = {"data.source": "arrays", "data.path": str(tmp_path / "a.npz")}
+    config = tiny("supervised", batch_size=16, **changes, **{"knn.k": (5,)})
+    assert train_and_evaluate(config, tmp_path / "w") == 0
+    found = restore_run(tmp_path / "w")
+    assert int(found.state.step) == 2 and found.meta["num_examples"] == 40
+    assert "knn" in evaluate(tmp_path / "w", tasks=("knn",))
