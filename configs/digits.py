@@ -23,6 +23,9 @@ def get_config():
     c.views.flip = 0.0  # a mirrored 2 is no 2
     c.model.name = "resnet10"
     c.model.width = 16
+    # The paper's 15 gives R@1 93.6 % here, 150 95.8, 500 97.2 (seed 0): so few, small
+    # pictures have little that differs between views, and little for the term to pull.
+    c.lambda_intra = 500.0
     c.batch_size = 64  # 22 steps an epoch; with 128 seed 2 ends at R@1 95.8 %
     c.num_epochs = 25
     c.optimizer.milestones = (21, 23)

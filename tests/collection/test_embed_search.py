@@ -346,9 +346,9 @@ def test_embed_file_and_split(workdir, tmp_path):
     words = [f"--workdir={workdir}", f"--out={tmp_path / 'S.npz'}"]
     command.main([*words, "--split=test"])
     np.savez(tmp_path / "D.npz", test_images=test.images, test_labels=test.labels)
-    words = [f"--workdir={workdir}", f"--out={tmp_path / 'F'}", "--step=0"]
+    words = [f"--workdir={workdir}", f"--out={tmp_path / 'F.npz'}", "--step=0"]
     command.main([*words, f"--images={tmp_path / 'D.npz'}"])
-    one, other = arrays_of(tmp_path / "S.npz"), arrays_of(tmp_path / "F")
+    one, other = arrays_of(tmp_path / "S.npz"), arrays_of(tmp_path / "F.npz")
     assert one.keys() == {"embedding", "feature", "index", "label", "meta"}
     for key in ("embedding", "feature", "index", "label"):
         np.testing.assert_array_equal(one[key], other[key])
@@ -360,7 +360,7 @@ def test_embed_file_and_split(workdir, tmp_path):
     # Some of its rows, searched in the whole: by their index, none finds itself.
     query, figure = tmp_path / "Q.npz", tmp_path / "pictures" / "f.png"
     np.savez(query, **{k: v[:3] if v.ndim else v for k, v in other.items()})
-    words = (f"--embeddings={tmp_path / 'F'}", f"--query={query}", "--k=2")
+    words = (f"--embeddings={tmp_path / 'F.npz'}", f"--query={query}", "--k=2")
     rows = rows_of(done("search", *words, f"--figure={figure}"))
     assert [row[:2] for row in rows[:3]] == [["0", "1"], ["0", "2"], ["1", "1"]]
     for query, _, neighbour, _, label in rows:
