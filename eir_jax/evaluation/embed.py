@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,22 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax.models.encoder import Encoder, EncoderOutput, TwoTowers
+from eir_jax.models.encoder import Encoder, TwoTowers
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 from eir_jax.system.errors import enough_memory
 
-Embed = Callable[..., EncoderOutput]
+
+class Features(NamedTuple):
+    """What is judged of each image."""
+
+    embedding: Float[Array, "rows dim"]
+    """v = f_theta(x): unit length."""
+    feature: Float[Array, "rows feature"]
+    """The last stage, averaged over space, before the head."""
+
+
+Embed = Callable[..., Features]
 
 
 def describe_view(data: ConfigDict) -> str:
@@ -45,7 +56,7 @@ def evaluation_view(
 
 
 def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> Embed:
-    """Return embed(state, images, progress=None, pooled_map=False) -> EncoderOutput.
+    """Return embed(state, images, progress=None, pooled_map=False) -> Features.
 
     `images` is uint8 [n, size, size, 3], any n, or float32: then normalised already.
     The batches (of `config.evaluation_batch_size`, the last one padded) are split over
@@ -62,12 +73,13 @@ def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> 
     )
 
     @functools.partial(jax.jit, static_argnames="pooled_map")
-    def embed_batch(params, batch_stats, images, pooled_map) -> EncoderOutput:
+    def embed_batch(params, batch_stats, images, pooled_map) -> Features:
         if images.dtype == jnp.uint8:
             images = evaluation_view(images, config)
         variables = {"params": params, "batch_stats": batch_stats}
-        output = encoder.apply(variables, images, pooled_map=pooled_map)
-        return jax.lax.with_sharding_constraint(output, everywhere)
+        output: Any = encoder.apply(variables, images, pooled_map=pooled_map)
+        found = Features(output.embedding, output.feature)
+        return jax.lax.with_sharding_constraint(found, everywhere)
 
     @enough_memory(too_large)
     def embed(
@@ -75,7 +87,7 @@ def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> 
         images: np.ndarray,
         progress: Callable[[int], None] | None = None,
         pooled_map: bool = False,
-    ) -> EncoderOutput:
+    ) -> Features:
         own_rows = np.arange(batch_size)[sharding.process_rows(batch_size, mesh)]
         parts = []
         for start in range(0, len(images), batch_size):

@@ -82,7 +82,7 @@ def embed_subject(run: Run, dataset: Dataset, with_gallery: bool) -> Subject:
     def embed(name: str, split: Split) -> Embedded:
         with closing(ProgressLine(f"embedding {name}", len(split.images))) as bar:
             output = run.embed(run.state, split.images, bar.update)
-        return Embedded(split.images, split.labels, *map(np.asarray, output[:2]))
+        return Embedded(split.images, split.labels, *map(np.asarray, output))
 
     split = judged_split(dataset)
     query, gallery = embed(split, existing(dataset, split)), None
