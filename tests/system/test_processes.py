@@ -206,7 +206,7 @@ def test_two_processes_equal_one(trained):
     assert [r["step"] for r in records(two)] == [1, 2, 3, 4, 4]
     for ours, theirs in zip(records(two), records(one), strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ours.keys() - {"health", "protocol", "knn", "warning"}:
+        for name in ours.keys() - {"health", "health_of", "protocol", "knn", "warning"}:
             # So small a network magnifies rounding in the gradient: 1 and 8 devices
             # of one process differ by 1e-3 in its norm (test_step.py compares
             # gradients in float64).
@@ -259,7 +259,7 @@ def test_damage_that_one_process_meets_and_a_signal_to_one(trained, tmp_path):
     started = start_two(tmp_path, *words)
     await_checkpoint(workdir, started, after=4)
     started[1].send_signal(signal.SIGTERM)
-    assert [p.wait(timeout=60) for p in started] == [0, 0]
+    assert [p.wait(timeout=60) for p in started] == [75, 75]
     said = "\n".join(lines(tmp_path, 0))
     assert said.count("checkpoint 4 is damaged: Orbax cannot read it") == 1
     assert "going on from the checkpoint of step 2" in said
@@ -292,7 +292,8 @@ def test_an_error_of_one_is_said_once_and_ends_both(tmp_path):
     own = ((), ["--config.seed=5"])
     started = start_two(tmp_path, *arguments(tmp_path / "run"), own=own)
     assert [p.wait(timeout=60) for p in started] == [2, 2]
-    assert lines(tmp_path, 0) == [
+    said = [x for x in lines(tmp_path, 0) if not x.startswith("note: ")]
+    assert said == [
         "error: the settings of process 1 differ from those of process 0: seed=5 "
         "there, seed=0 here; give all processes the same"
     ]
