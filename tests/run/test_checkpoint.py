@@ -5,9 +5,11 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from small import NUM_EXAMPLES, SmallRun, small_config
 
+from eir_jax.run import checkpoint
 from eir_jax.run.checkpoint import Checkpoints, DamagedCheckpoint
 from eir_jax.system.errors import UserError
 
@@ -204,4 +206,24 @@ def test_state_that_is_not_finite_is_refused(run, states, saved):
     with pytest.raises(UserError, match="not finite at step 4"):
         checkpoints.save(jax.device_put(bad), META, None)
     assert checkpoints.steps == [3, 2, 1]
+    checkpoints.close()
+
+
+def test_a_bank_of_version_0_1_is_read_under_its_old_name(run, states, tmp_path):
+    """What that version saved: the bank beside the parameters, no memory."""
+    state = jax.device_put(states[3])
+    arrays = {n: getattr(state, n) for n in checkpoint.KEPT_SINCE_0_1}
+    arrays["memory_bank"] = state.memory["bank"]
+    checkpoints = Checkpoints(tmp_path / "c")
+    checksums = jax.device_get(checkpoint._checksums(arrays)[0])
+    meta = META | {"step": 3, "checksums": checkpoint._named(checksums)}
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+    )
+    checkpoints._manager.save(3, args=args)
+    checkpoints.wait()
+    equal(checkpoints.restore(3, run.abstract()), states[3])
+    queue = run.abstract().replace(memory={"queue": None})
+    with pytest.raises(UserError, match=r"version 0.1 .*another objective"):
+        checkpoints.restore(3, queue)
     checkpoints.close()
