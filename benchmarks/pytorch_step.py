@@ -131,6 +131,7 @@ class Objective(nn.Module):
         self.recipe = config.views.to_dict() | {"mean": data.mean, "std": data.std}
         self.size, self.dtype, self.together = data.image_size, dtype, together
         self.temperature, self.momentum = config.temperature, config.bank_momentum
+        self.intra_temperature = config.intra.temperature
         self.lambda_intra = config.lambda_intra
         self.lambda_inter = config.lambda_inter
         if together:
@@ -185,9 +186,10 @@ class Objective(nn.Module):
     def losses(self, views: Tensor, mixed: Tensor, batch: Batch) -> Terms:
         """Eq. 2-9, each a mean over the batch, from embeddings of both views."""
         index, tau = batch["index"], self.temperature
-        log_p, log_q = F.log_softmax(
-            views @ self.memory_bank.T / tau, dim=1
-        ).tensor_split(2)
+        cosine = views @ self.memory_bank.T
+        log_p, log_q = F.log_softmax(cosine / tau, dim=1).tensor_split(2)
+        compared = F.log_softmax(cosine / self.intra_temperature, dim=1)
+        compared_p, compared_q = compared.tensor_split(2)
         own_p, own_q = (x.gather(1, index[:, None])[:, 0] for x in (log_p, log_q))
         view1 = views[: len(mixed)]
         ratio = batch["ratio"][:, None]
@@ -196,7 +198,7 @@ class Objective(nn.Module):
         own = torch.arange(len(logits), device=logits.device)
         return {
             "loss_instance": -torch.logaddexp(own_p, own_q).mean(),
-            "loss_intra": (log_p.exp() * (log_p - log_q)).sum(1).mean(),
+            "loss_intra": (compared_p.exp() * (compared_p - compared_q)).sum(1).mean(),
             "loss_inter": F.cross_entropy(logits, own),
         }
 

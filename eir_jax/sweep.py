@@ -49,7 +49,6 @@ def main(argv: list[str]) -> int:
         seeds_in,
     )
     from eir_jax.experiments.sweep_table import draw_figures, write_table
-    from eir_jax.run.validate import check_data_there
 
     parser = cli.Parser(prog="eir_jax.sweep", description=DESCRIPTION)
     parser.add_argument(
@@ -77,6 +76,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--table", action="store_true", help="write the table alone")
     args, overrides = parser.parse_known_args(argv)
+    from eir_jax.run.validate import check_data_there
+
     grid = load_grid(str(args.grid))
     tasks = _tasks(args.tasks, TASKS)
     seeds = _seeds(args.seeds)

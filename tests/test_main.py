@@ -107,7 +107,7 @@ def test_workdir_holds_what_is_promised(trained):
         *("alignment", "positive_rank", "entropy_p", "entropy_q"),
     }
     for r in steps:
-        total = r["loss_instance"] + 15 * r["loss_intra"] + 2 * r["loss_inter"]
+        total = r["loss_instance"] + 500 * r["loss_intra"] + 2 * r["loss_inter"]
         assert r["loss"] == pytest.approx(total, rel=1e-5)
     knn = records(trained, "knn")
     assert [(r["step"], r["epoch"]) for r in knn] == [(11, 1), (22, 2)]
@@ -215,6 +215,7 @@ def test_output_that_cannot_be_written_is_refused(trained, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval", "figures"))
     for name, task in (("figures", "figures"), ("eval", "health")):
+        shutil.rmtree(workdir / name, ignore_errors=True)
         (workdir / name).write_text("in the way")
         result = run("evaluate", f"--workdir={workdir}", f"--tasks={task}")
         assert_refused(result, str(workdir / name), "cannot be written")

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from eir_jax.evaluation.scores import main_number
 from eir_jax.experiments.grid import Grid
 from eir_jax.experiments.runs import FinishedRun, judged_by, read_finished, title
-from eir_jax.run.validate import validate
 from eir_jax.run.workdir import RECORDING_KEYS
 from eir_jax.system.config import OVERRIDE, flatten, load_config
 from eir_jax.system.errors import UserError
@@ -49,6 +48,8 @@ def plan(
     Raises:
       UserError: a setting is unknown, impossible, or given twice.
     """
+    from eir_jax.run.validate import validate  # it imports what it knows of
+
     # What is wrong of these is not the grid's.
     known = flatten(load_config(args.config, overrides))
     for file, figure in grid.figures.items():

@@ -80,7 +80,7 @@ def test_points_are_of_the_last_step_alone(tmp_path):
     found = coefficients.row_of(
         coefficients.finished(tmp_path / "a"), ["lambda_intra"], "knn.200"
     )
-    assert found == {"lambda_intra": 15.0, "knn.200": 0.8}
+    assert found == {"lambda_intra": 500.0, "knn.200": 0.8}
     assert coefficient_means([found], x="lambda_intra", y="knn.200")[""][1] == [0.8]
     file.unlink()
     with pytest.raises(UserError, match="a is not finished, or not evaluated there"):

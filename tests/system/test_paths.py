@@ -68,7 +68,7 @@ def test_home_is_expanded(monkeypatch, tmp_path):
 
 def test_a_relative_path_is_named_with_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = r"f3 \(in .*" + tmp_path.name + r"\)"
+    seen = r"f3(\.py)? \(in .*" + tmp_path.name + r"\)"
     for command, words in (
         (main, [CONFIG, "--workdir=w", "--config.data.source=folder", PATH]),
         (inspect, [CONFIG, "--config.data.source=arrays", PATH]),

@@ -34,7 +34,8 @@ def test_one_step_equals_pytorch(one, together):
     """
     apart = pytorch_check.compare(one, together=together)
     assert apart["views"] < 0.01  # of 255 levels
-    assert apart["losses"] < 5e-6
+    # The intra term, .01 here, is a difference of numbers a hundred times as large.
+    assert apart["losses"] < 2e-5
     assert apart["gradient"] < 5e-3
     assert apart["parameters"] < 5e-3
     assert apart["running averages"] < 1e-5
@@ -66,7 +67,7 @@ def test_one_step_equals_pytorch_in_float64():
     ],
 )
 def test_comparison_sees_a_difference(one, change, seen):
-    config = one.ours.config.copy_and_resolve_references()
+    config = one.ours.parts.config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     apart = pytorch_check.compare(one, config)
     assert apart[seen] > (0.5 if seen == "views" else 1e-2)
