@@ -211,7 +211,10 @@ def test_two_processes_equal_one(trained):
             # of one process differ by 1e-3 in its norm (test_step.py compares
             # gradients in float64).
             close = 1e-3 if name == "gradient_norm" else 1e-5
-            assert ours[name] == pytest.approx(theirs[name], rel=close, abs=1e-5), name
+            # A mean of ranks: what rounding moves past another row changes it by one
+            # over the 64 instances of the batch.
+            least = 1.5 / 64 if name == "positive_rank" else 1e-5
+            assert ours[name] == pytest.approx(theirs[name], rel=close, abs=least), name
         if "knn" in ours:
             assert ours["protocol"] == theirs["protocol"]
             for k, value in ours["knn"].items():
