@@ -4,6 +4,13 @@ import os
 import tempfile
 from importlib.metadata import version
 
+# Each worker keeps to its share of the cores. The thread pools of XLA, TensorFlow and
+# OpenMP are as large as that, and do not spin for cores that the other worker holds.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, share or cores)
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

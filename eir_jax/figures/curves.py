@@ -166,8 +166,14 @@ def draw_coefficient_curves(
         words = f"mean and standard deviation of {words} runs"
         axes.set_title(words, loc="left", fontsize=10)
     ticks = np.unique(np.concatenate([at for at, *_ in lines.values()]))
-    if 0 < 30 * ticks[0] <= ticks[-1]:
-        axes.set_xscale("log")
+    positive = ticks[ticks > 0]
+    if ticks[0] >= 0 and len(positive) and 30 * positive[0] <= ticks[-1]:
+        # Where 0 is among them it lies a step below the least of the others.
+        if ticks[0]:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+            axes.set_xlim(-0.3 * positive[0], 1.5 * ticks[-1])
         axes.minorticks_off()
     if len(ticks) <= 10:
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])

@@ -221,6 +221,21 @@ def test_draws_coefficients(tmp_path, group):
     assert ((image < 90).all(axis=-1).mean(axis=1) > 0.4).any()
 
 
+@pytest.mark.parametrize("least", [0, 1])
+def test_wide_scales_keep_their_values_apart(tmp_path, monkeypatch, least):
+    drawn = []
+    monkeypatch.setattr(curves, "write_png", lambda figure, path: drawn.append(figure))
+    values = (least, 2, 15, 150)
+    rows = [{"alpha": float(a), "knn": 0.5} for a in values]
+    curves.draw_coefficient_curves(rows, tmp_path / "a.png", x="alpha", y="knn")
+    (axes,) = drawn[0].axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == [f"{a}" for a in values]
+    at = axes.transData.transform([(a, 0.5) for a in values])[:, 0]
+    width = axes.bbox.width
+    assert np.diff(at).min() > 0.1 * width
+    assert axes.bbox.x0 <= at[0] < axes.bbox.x0 + 0.15 * width
+
+
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
