@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from eir_jax.models.convolution import KERNEL_INIT, Conv
+from eir_jax.system.sharding import Target
 
 BLOCKS = {
     "resnet10": (1, 1, 1, 1),
@@ -146,6 +147,7 @@ class Bottleneck(nn.Module):
 class Layers(NamedTuple):
     """What all layers of a network have in common."""
 
+    target: Target
     groups: int = 1
     passes: Passes = ((0,),)
     dtype: DTypeLike | None = None
@@ -156,7 +158,7 @@ class Layers(NamedTuple):
 
     def conv(self, features: int, size: int, stride: int, name: str) -> Conv:
         """Return a convolution."""
-        how = (self.dtype, self.precision, self.kernel_init)
+        how = (self.target, self.dtype, self.precision, self.kernel_init)
         return Conv(features, size, stride, *how, name=name)
 
     def norm(self, name: str) -> BatchNorm:
@@ -172,9 +174,9 @@ class ResNet(nn.Module):
     """
 
     blocks: Sequence[int]
+    layers: Layers
     width: int = 64
     stem: str = "small"
-    layers: Layers = Layers()
     bottleneck: bool = False
 
     @nn.compact

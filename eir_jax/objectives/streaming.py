@@ -105,6 +105,7 @@ def _forward(
         pair=pair,
         moving=moving,
         block_rows=block_rows or BLOCK_ROWS,
+        careful=computed_in_float32(memory_bank, mesh),
     )
     sums: _Sums = sharding.map_rows(
         lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
@@ -148,7 +149,7 @@ other_rows.defvjp(_forward, _backward)
 
 def _stream(
     axis, memory_bank, query, excluded, threshold, *, num_examples, pair, moving,
-    block_rows,
+    block_rows, careful,
 ) -> _Sums:  # fmt: skip
     """Stream over the rows of one device."""
     views, batch, dim = query.shape
@@ -159,7 +160,7 @@ def _stream(
     def add_block(i, sums: _Sums) -> _Sums:
         # The last block begins early where the rows are ragged: some come again.
         start = jnp.minimum(i * block_rows, rows - block_rows)
-        block = _take_block(memory_bank, start, block_rows, query.dtype)
+        block = _take_block(memory_bank, start, block_rows, query.dtype, careful)
         place = start + jax.lax.iota(jnp.int32, block_rows)
         fresh = (place >= i * block_rows) & (first + place < num_examples)
         other = (first + place)[None, None] != excluded[..., None]
@@ -214,19 +215,19 @@ def _add(
     )
 
 
-def computed_in_float32(rows: Array) -> bool:
+def computed_in_float32(rows: Array, mesh: Mesh | None) -> bool:
     """Return whether XLA computes the rows' type in float32: bfloat16 on a CPU.
 
     It then converts whole arrays where a few rows are meant.
     """
-    return rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return rows.dtype == jnp.bfloat16 and sharding.target_of(mesh).platform == "cpu"
 
 
-def _take_block(rows: Array, start: Array, count: int, dtype) -> Array:
+def _take_block(rows: Array, start: Array, count: int, dtype, careful: bool) -> Array:
     def take():
         return jax.lax.dynamic_slice_in_dim(rows, start, count).astype(dtype)
 
-    if not computed_in_float32(rows):
+    if not careful:
         return take()
     # XLA would convert all rows before the loop; but it moves nothing out of a branch.
     nothing = jnp.zeros((count, rows.shape[1]), dtype)
