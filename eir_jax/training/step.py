@@ -63,12 +63,13 @@ def make_train_step(
     def loss_fn(params, batch_stats, memory, batch, weights, outputs):
         # Instance-major: a device's rows stay its own whatever the number of slots.
         stacked = jnp.stack([batch[name] for name in names], axis=1)
-        output, updates = encoder.apply(
-            {"params": params, "batch_stats": batch_stats},
-            stacked.reshape(-1, *stacked.shape[2:]),
-            train=True,
-            mutable=["batch_stats"],
-        )
+        with jax.named_scope("encoder"):
+            output, updates = encoder.apply(
+                {"params": params, "batch_stats": batch_stats},
+                stacked.reshape(-1, *stacked.shape[2:]),
+                train=True,
+                mutable=["batch_stats"],
+            )
         apart = jax.tree.map(lambda x: x.reshape(*stacked.shape[:2], -1), output)
         # Rows to be told apart may lie on any device: each needs the whole batch.
         apart = jax.lax.with_sharding_constraint(apart, everywhere)
@@ -76,7 +77,8 @@ def make_train_step(
             name: jax.tree.map(lambda x, i=i: x[:, i], apart)
             for i, name in enumerate(names)
         }
-        terms = objective.terms(outputs, memory, batch)
+        with jax.named_scope("relations"):
+            terms = objective.terms(outputs, memory, batch)
         loss = sum(factor * terms[name] for name, factor in weights.items())
         return loss, (terms, outputs, updates["batch_stats"])
 
@@ -96,11 +98,13 @@ def make_train_step(
             objective.weights(state.step),
             keyed,
         )
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        memory, watched = objective.update(
-            state.memory, outputs, batch, params, jnp.isfinite(loss)
-        )
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("memory"):
+            memory, watched = objective.update(
+                state.memory, outputs, batch, params, jnp.isfinite(loss)
+            )
         new_state = state.replace(
             step=state.step + 1,
             params=params,
@@ -139,7 +143,10 @@ def compile_train_step(
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def whole_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state, views_of(batch) if views_of else batch)
+        if views_of:
+            with jax.named_scope("views"):
+                batch = views_of(batch)
+        return step(state, batch)
 
     return jax.jit(
         whole_step,
