@@ -80,12 +80,18 @@ def make_batch_views(
     """
     split = sharding.split_rows(mesh)
     recipe = make_recipe(config)
+    # A partner may lie on another device. Its view 2 is made once more then: what is
+    # sent is one image, or where all are on every device nothing, no float32 view.
+    remote = mixes(slots) and mesh.size > 1
 
     def views_of(batch: Batch) -> Batch:
         index, epoch = batch["index"], batch["epoch"]
-        chosen = jax.lax.with_sharding_constraint(batch["images"][index], split)
-        side = math.isqrt(chosen.shape[1] // 3)
-        chosen = chosen.reshape(-1, side, side, 3)
+        wanted = index[:, None]
+        if remote:
+            wanted = jnp.stack([index, index[batch["partner"]]], axis=1)
+        rows = jax.lax.with_sharding_constraint(batch["images"][wanted], split)
+        side = math.isqrt(rows.shape[-1] // 3)
+        chosen = rows[:, 0].reshape(-1, side, side, 3)
         made: Batch = {"index": index}
         if "label" in batch:
             made["label"] = batch["label"]
@@ -95,7 +101,13 @@ def make_batch_views(
             made[name] = apply_views(chosen, how, config.seed, epoch, index, view)
         if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
-            other = made["view2"][partner]
+            if remote:
+                theirs = rows[:, 1].reshape(-1, side, side, 3)
+                how = recipe_of("view2", recipe)
+                view = VIEW_NUMBERS["view2"]
+                other = apply_views(theirs, how, config.seed, epoch, wanted[:, 1], view)
+            else:
+                other = made["view2"][partner]
             kind = config.interpolation.kind
             made["mixed"] = mix(kind, made["view1"], other, ratio, box, jnp)
             made |= {"partner": partner, "ratio": ratio}

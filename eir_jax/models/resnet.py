@@ -72,8 +72,11 @@ class BatchNorm(nn.Module):
         factors: list[Array] = [scale] * slots
         offsets: list[Array] = [bias] * slots
         for members in self.passes:
-            pass_mean = mean[:, members].mean(1)  # [groups, channels]
-            pass_var = mean_square[:, members].mean(1) - jnp.square(pass_mean)
+            # Side by side (`passes_of`): of a slice XLA makes no gather and scatter.
+            assert members == tuple(range(members[0], members[-1] + 1))
+            side = slice(members[0], members[-1] + 1)
+            pass_mean = mean[:, side].mean(1)  # [groups, channels]
+            pass_var = mean_square[:, side].mean(1) - jnp.square(pass_mean)
             pass_var = jnp.maximum(pass_var, 0)
             factor = scale[None] * jax.lax.rsqrt(pass_var + self.epsilon)
             for slot in members:

@@ -28,6 +28,9 @@ from eir_jax.system import sharding
 
 # Of 512 to 20,480 rows, batch 128, on 2 CPU cores (benchmarks/memory_bank.py --blocks).
 BLOCK_ROWS = 2048
+# On accelerators each block is some dozen kernels however small it is: scores of a view
+# that are made at once, 16 MiB of them.
+BLOCK_SCORES = 2**22
 NO_SCORE = -1e30  # of a row that takes no part; finite, so that 0 * it stays 0
 LOWEST = -1e20  # the maximum before any row: exp(NO_SCORE - LOWEST) is 0
 
@@ -87,7 +90,7 @@ def other_rows(
       moving: the views in which the slope's dependence on p is differentiated; in
         others p counts as fixed there.
       mesh: devices along the axis 'data'; None: one device.
-      block_rows: rows scored at once on each device; 0: 2,048.
+      block_rows: rows scored at once on each device; 0: `rows_at_once`.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
@@ -104,7 +107,7 @@ def _forward(
         num_examples=num_examples,
         pair=pair,
         moving=moving,
-        block_rows=block_rows or BLOCK_ROWS,
+        block_rows=block_rows or rows_at_once(query.shape[1], mesh),
         careful=computed_in_float32(memory_bank, mesh),
     )
     sums: _Sums = sharding.map_rows(
@@ -213,6 +216,13 @@ def _add(
         sloped=sums.sloped * shrink[places][..., None] + summed[views:],
         ahead=sums.ahead + jnp.sum(score[0] > threshold[:, None], 1, dtype=jnp.int32),
     )
+
+
+def rows_at_once(batch: int, mesh: Mesh | None) -> int:
+    """Return the rows of a block: on accelerators the fewer the larger the batch."""
+    if sharding.target_of(mesh).platform == "cpu":
+        return BLOCK_ROWS
+    return max(BLOCK_ROWS, BLOCK_SCORES // batch // 512 * 512)
 
 
 def computed_in_float32(rows: Array, mesh: Mesh | None) -> bool:
