@@ -58,7 +58,8 @@ class Copy(NamedTuple):
     """An array made anew of another, with nothing computed."""
 
     of: Shape
-    op_name: str
+    source: tuple[int, ...]
+    """Sides of the program's argument that it is a copy of; (): of none directly."""
     times: int
 
 
@@ -196,21 +197,23 @@ def copies(program: Program, at_least: int = 2**20) -> Iterator[Copy]:
     """Yield the copies of arrays of so many bytes: other layout, type or place."""
     for run in executed(program):
         one, body = run.instruction, fused(program, run.instruction)
+        made: list[tuple[Shape, int]] = []  # and which operand it is made of
         if one.op in ("copy", "transpose", "convert", "copy-start"):
-            made = [one.shapes[0]]
-        elif body is None:
-            continue
-        else:
+            made = [(one.shapes[0], 0)]
+        elif body is not None:
             root = next(part for part in body.values() if part.is_root)
-            made = [
-                result.shapes[0]
-                for result in _results(body, root)
-                if _behind(body, result, MOVES).op == "parameter"
-                and _behind(body, result, ("bitcast",)).op != "parameter"
-            ]
-        for shape in made:
+            for result in _results(body, root):
+                origin = _behind(body, result, MOVES)
+                moved_only = origin.op == "parameter"
+                if moved_only and _behind(body, result, ("bitcast",)) is not origin:
+                    made.append((result.shapes[0], origin.number))
+        for shape, number in made:
             if shape.bytes >= at_least:
-                yield Copy(shape, one.text("op_name"), run.times)
+                first = run.computation.get(one.operands[number])
+                behind = first and _behind(run.computation, first, MOVES)
+                argument = behind is not None and behind.op == "parameter"
+                source = behind.shapes[0].dims if behind and argument else ()
+                yield Copy(shape, source, run.times)
 
 
 def collectives(program: Program) -> Iterator[Collective]:

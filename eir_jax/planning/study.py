@@ -139,10 +139,9 @@ def describe(text: str, program: Lowering, topology: Topology) -> Facts:
 
 
 def is_of(copy: count.Copy, array: Any) -> bool:
-    """Tell whether a copy is as large as an array, or a device's share of it."""
-    share = array.sharding.shard_shape(array.shape)
-    sizes = (array.size, hlo.Shape("u8", share).size)
-    return copy.of.size in sizes
+    """Tell whether a copy is of an array, or of a device's share of it."""
+    shapes = (array.shape, array.sharding.shard_shape(array.shape))
+    return copy.of.dims in shapes or copy.source in shapes
 
 
 def _collectives(parsed: hlo.Program) -> list[Facts]:

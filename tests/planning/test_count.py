@@ -135,9 +135,9 @@ def test_fusions_read_what_they_gather_and_write_in_place():
 
 def test_copies_are_found_in_fusions_too():
     found = list(count.copies(hlo.parse(FUSIONS), at_least=1))
-    assert [(c.of.dtype, c.of.dims, c.times) for c in found] == [
-        ("bf16", (4, 100), 1),  # the sum beside it is none, nor is what is in place
-        ("f32", (100, 4), 1),
+    assert [(c.of.dtype, c.of.dims, c.source, c.times) for c in found] == [
+        ("bf16", (4, 100), (100, 4), 1),  # not the sum beside it, nor what is in place
+        ("f32", (100, 4), (100, 4), 1),
     ]
     assert not list(count.copies(hlo.parse(FUSIONS), at_least=1601))
 
