@@ -20,10 +20,10 @@ from eir_jax.plan import ENVIRONMENT
 # Of four H100s: (kind, type, under 64 kB) -> at most so many.
 COLLECTIVES = {
     ("all-reduce", "bf16", False): 1,  # the kernels' gradients
-    ("all-reduce", "f32", True): 60,  # batch norm's statistics, and the relations'
-    ("all-reduce", "f32", False): 4,
-    ("all-reduce", "s32", True): 2,
-    ("all-gather", "f32", False): 2,  # embeddings
+    ("all-reduce", "f32", True): 42,  # batch norm's statistics, and the relations'
+    ("all-reduce", "f32", False): 3,  # rows of the bank that are read
+    ("all-gather", "f32", False): 3,  # embeddings, and their gradients
+    ("all-gather", "s32", True): 1,  # which instances
     ("reduce-scatter", "f32", False): 2,
 }
 JOBS: list[tuple[str, tuple[str, ...], int]] = [

@@ -126,6 +126,9 @@ def _plain(one: Instruction, computation: Computation):
     """Return (shape, bytes) of what an instruction alone reads, and writes."""
     operands = list(_operands(one, computation))
     whole = [(shape, shape.bytes) for shape in one.shapes]
+    if one.op == "slice-start":  # its tuple: what is given, the slice, a mark
+        part = one.shapes[1]
+        return [(operands[0][1], part.bytes)], [(part, part.bytes)]
     if one.op in ("dynamic-slice", "gather", "slice"):
         first = [(shape, one.bytes) for number, shape in operands if number == 0]
         return first + [(s, s.bytes) for number, s in operands if number], whole
@@ -199,7 +202,7 @@ def copies(program: Program, at_least: int = 2**20) -> Iterator[Copy]:
         one, body = run.instruction, fused(program, run.instruction)
         made: list[tuple[Shape, int]] = []  # and which operand it is made of
         if one.op in ("copy", "transpose", "convert", "copy-start"):
-            made = [(one.shapes[0], 0)]
+            made = [(one.shapes[0], 0)] if _stays(run) else []
         elif body is not None:
             root = next(part for part in body.values() if part.is_root)
             for result in _results(body, root):
@@ -214,6 +217,12 @@ def copies(program: Program, at_least: int = 2**20) -> Iterator[Copy]:
                 argument = behind is not None and behind.op == "parameter"
                 source = behind.shapes[0].dims if behind and argument else ()
                 yield Copy(shape, source, run.times)
+
+
+def _stays(run: Executed) -> bool:
+    """Tell whether a copy is no transfer, to the chip's own memory or from it."""
+    given = [shape.space for _, shape in _operands(run.instruction, run.computation)]
+    return run.instruction.shapes[0].space in given[:1]
 
 
 def collectives(program: Program) -> Iterator[Collective]:
@@ -241,6 +250,8 @@ def work_of(program: Program, run: Executed) -> Iterator[Work]:
         exact = dtype in ("f32", "f64") and "highest" in one.rest
         if one.op == "convolution" or target.startswith("__cudnn$conv"):
             flops, spatial = _convolution_flops(one, shapes, target)
+            # A TPU multiplies many matrices at once by a convolution, as one may.
+            spatial &= "dot_general" not in one.text("op_name")
             yield Work(flops, dtype, exact, spatial)
         elif one.op == "dot" or target.startswith("__cublas$"):
             yield Work(_product_flops(one, shapes), dtype, exact, False)

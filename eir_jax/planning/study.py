@@ -1,6 +1,7 @@
 """What is found out about a run: counts of the compiler's plan, and a roofline."""
 
 import collections
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -168,7 +169,8 @@ def _parts(rows: list[count.Row], topology: Topology) -> list[Facts]:
         part["launches"] += row.times
         if topology.chip:
             part["seconds"] = part.get("seconds", 0) + _seconds(row, topology)
-    return sorted(parts.values(), key=lambda p: -p.get("seconds", p["bytes"]))
+    by = "seconds" if topology.chip else "bytes"
+    return sorted(parts.values(), key=lambda part: part[by], reverse=True)
 
 
 def _seconds(row: count.Row, topology: Topology) -> float:
@@ -207,7 +209,8 @@ def check_fits(size: float, what: str, job: Job, topology: Topology) -> None:
         rows = bytes_of(bank) * job.mesh.size
         fixed = bytes_of(state) - bytes_of(bank)
         room = max(1, 0.9 * chip.memory - fixed)
-        ways = [f"{max(job.mesh.size + 1, -int(-rows // room))} devices or more"]
+        least = max(job.mesh.size + 1, math.ceil(rows / room))
+        ways = [f"{least} devices or more"]
         if bank.dtype == "float32":
             ways.append("--config.bank.dtype=bfloat16 for half the bank")
     if job.config.data.pipeline == "device" and job.config.data.placement != "sharded":

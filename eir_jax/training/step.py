@@ -1,6 +1,7 @@
 """One step of training: a pure function of state and batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from eir_jax.system import sharding
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+SMALL = 2**12  # numbers
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -43,6 +45,7 @@ def make_train_step(
     names = [slot.name for slot in objective.slots if slot.encoder == "online"]
     keys = [slot.name for slot in objective.slots if slot.encoder == "key"]
     everywhere = sharding.replicated(mesh)
+    on_cpu = sharding.target_of(mesh).platform == "cpu"
 
     def encode_key(place, params, batch_stats, images, step):
         chance = jax.random.fold_in(jax.random.key(seed), SHUFFLE)
@@ -98,6 +101,8 @@ def make_train_step(
             objective.weights(state.step),
             keyed,
         )
+        if not on_cpu:
+            gradient = jax.tree.map(_turned, gradient)
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -119,11 +124,35 @@ def make_train_step(
             **health.of_batch(
                 {name: outputs[name].embedding for name in [*names, *keys]}
             ),
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": _norm(gradient),
             "learning_rate": schedule(state.step),
         }
 
     return train_step
+
+
+def _turned(gradient: Array) -> Array:
+    """Return a kernel's gradient as the parameters lie, on GPUs another way than its.
+
+    By itself, of numbers in a row: turned within the update, the new parameters and
+    momenta would be copied to their places.
+    """
+    if gradient.ndim < 4:
+        return gradient
+    in_a_row = jax.lax.optimization_barrier(gradient.reshape(-1))
+    return in_a_row.reshape(gradient.shape)
+
+
+def _norm(gradient: Any) -> Float[Array, ""]:
+    """Return the length of all leaves as one vector.
+
+    The many small ones (of batch norm) are put together: one sum in place of each.
+    """
+    leaves = [x.reshape(-1) for x in jax.tree.leaves(gradient)]
+    small = [x for x in leaves if x.size < SMALL]
+    together = [jnp.concatenate(small)] if small else []
+    parts = together + [x for x in leaves if x.size >= SMALL]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in parts))
 
 
 def compile_train_step(

@@ -68,6 +68,8 @@ ENTRY %main (bank: f32[100,4], index: s32[2]) -> f32[100,4] {
   %one = f32[2,4]{1,0} fusion(%bank, %index), kind=kLoop, calls=%gathers, metadata={op_name="jit(step)/relations/neg"}
   %two = (bf16[4,100]{0,1}, f32[100,4]{1,0}) fusion(%bank), kind=kInput, calls=%turns
   %kept = f32[100,4]{1,0:T(8,128)S(1)} copy(%bank)
+  %anew = f32[100,4]{0,1:T(8,128)S(1)} copy(%kept)
+  %part = ((f32[100,4]{1,0}), f32[25,4]{1,0:S(1)}, s32[]) slice-start(%bank), slice={[0:25], [0:4]}
   ROOT %three = f32[100,4]{1,0} fusion(%bank, %one, %index), kind=kInput, calls=%writes
 }
 """
@@ -125,6 +127,8 @@ def test_fusions_read_what_they_gather_and_write_in_place():
         "one": 32 + 8 + 32,  # two rows, their places; two rows
         "two": 1600 + 800 + 1600,  # read once for both
         "kept": 3200,
+        "anew": 3200,
+        "part": 800,
         "three": 32 + 8 + 32,  # nothing of the rest is read or written
     }
     (kept,) = (r for r in hlo.executed(program) if r.instruction.name == "kept")
@@ -137,7 +141,7 @@ def test_copies_are_found_in_fusions_too():
     found = list(count.copies(hlo.parse(FUSIONS), at_least=1))
     assert [(c.of.dtype, c.of.dims, c.source, c.times) for c in found] == [
         ("bf16", (4, 100), (100, 4), 1),  # not the sum beside it, nor what is in place
-        ("f32", (100, 4), (100, 4), 1),
+        ("f32", (100, 4), (100, 4), 1),  # on the chip; its way there is no copy
     ]
     assert not list(count.copies(hlo.parse(FUSIONS), at_least=1601))
 
