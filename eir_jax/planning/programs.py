@@ -121,6 +121,7 @@ def lower_memory(job: Job) -> Lowering:
         batch["index"] = jax.lax.with_sharding_constraint(batch["index"], whole)
         with jax.named_scope("relations"):
             value, gradient = jax.value_and_grad(loss)(embeddings, memory, batch)
+        value, gradient = jax.lax.optimization_barrier((value, gradient))
         with jax.named_scope("memory"):
             memory, watched = objective.update(
                 memory, outputs_of(embeddings), batch, None, jnp.isfinite(value)

@@ -162,6 +162,6 @@ def _tpus(name: str, kind: str, dims: list[int]) -> Topology:
 
 def _lacks(name: str, extra: str) -> None:
     raise UserError(
-        f"--topology={name} needs JAX's plug-in for it (no device, no driver): "
+        f"--topology={name} needs JAX's plug-in for it, no device and no driver: "
         f'pip install "jax[{extra}]=={jax.__version__}"'
     )

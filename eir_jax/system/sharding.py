@@ -2,7 +2,8 @@
 
 The training step is written once, over the global batch; `jax.jit` maps it over the
 mesh. That is what `jax.pmap` (itself `jit` of a `shard_map` by now) has become: the
-same numbers come out on 1, 8 or 64 devices.
+same numbers come out on 1, 8 or 64 devices, but for rounding: gradients of bfloat16
+convolutions are summed over devices in bfloat16.
 """
 
 import functools

@@ -107,8 +107,13 @@ def make_train_step(
             updates, opt_state = tx.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("memory"):
+            # The memory is written when all that reads it is done, backwards too: else
+            # XLA may keep a copy.
+            norm, finite = jax.lax.optimization_barrier(
+                (_norm(gradient), jnp.isfinite(loss))
+            )
             memory, watched = objective.update(
-                state.memory, outputs, batch, params, jnp.isfinite(loss)
+                state.memory, outputs, batch, params, finite
             )
         new_state = state.replace(
             step=state.step + 1,
@@ -124,7 +129,7 @@ def make_train_step(
             **health.of_batch(
                 {name: outputs[name].embedding for name in [*names, *keys]}
             ),
-            "gradient_norm": _norm(gradient),
+            "gradient_norm": norm,
             "learning_rate": schedule(state.step),
         }
 
