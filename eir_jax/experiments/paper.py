@@ -7,6 +7,8 @@ setting of another system unsaid, it is that of the system's own release.
 
 from typing import Any, NamedTuple
 
+from eir_jax.configs.grids import systems
+
 INSTANCE_ALONE: dict[str, Any] = {"lambda_intra": 0.0, "lambda_inter": 0.0}
 RANDOM: dict[str, Any] = {"num_epochs": 0}
 IR = INSTANCE_ALONE | {"objective": "ir"}
@@ -17,16 +19,9 @@ QUOTED = None
 SUPERVISED = {"objective": "supervised", "model.num_classes": 10}
 ISIF = {"objective": "isif"}
 CLUSTERS = {"objective": "clusters"}  # 1,000, as Table 5 says
-AND = {"objective": "and", "views.flip": 0.0, "optimizer.nesterov": True}
-AND_2, AND_5 = (AND | {"num_rounds": rounds} for rounds in (2, 5))
-CMC: dict[str, Any] = {
-    "objective": "cmc",
-    "model.towers": "lab",
-    "model.embedding_dim": 256,
-    "temperature": 0.07,
-    "views.jitter": 0.0,
-    "views.grey": 0.0,
-}
+AND_2 = systems.GRID["AND_2_rounds"]
+AND_5 = AND_2 | {"num_rounds": 5}
+CMC = systems.GRID["CMC"]
 MOCO: dict[str, Any] = {  # as the authors' own script runs it
     "objective": "moco",
     "queue.size": 6528,

@@ -1,7 +1,7 @@
 """IR and IRaug over a memory bank, and with the relations on top of them EIR."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
+from eir_jax.data.views import Slot
 from eir_jax.objectives import losses
 from eir_jax.objectives.memory_bank import (
     create_memory_bank,
@@ -114,6 +115,60 @@ def make_bank(config: ConfigDict, num_examples: int, mesh: Mesh | None) -> Bank:
         return {"bank": bank}, {"bank_drift": drift}
 
     return Bank(init, update)
+
+
+def make_grouped_objective(
+    config: ConfigDict,
+    num_examples: int,
+    mesh: Mesh | None,
+    name: str,
+    terms: Callable[[Outputs, Memory, Batch], Scalars],
+    find: Callable[[Array, Array], Array],
+    every: Literal["epoch", "round"],
+) -> Objective:
+    """Return a system of view 1 and a bank, beside whose rows a number for each stands.
+
+    It says which other row, or which group of rows, counts as an instance's own. In
+    period 0, whose bank is random, that is the row alone: such a period is IR.
+
+    Args:
+      config: all settings.
+      num_examples: N, training images.
+      mesh: devices along the axis 'data'; None: one device.
+      name: of the numbers in the memory.
+      terms: of the loss.
+      find: (bank, period) -> the numbers of a later period, int32 [rows].
+      every: the period.
+    """
+    bank = make_bank(config, num_examples, mesh)
+
+    def init(key: Array, params: Any) -> Memory:
+        memory = bank.init(key)
+        return memory | {name: own_numbers(len(memory["bank"]), num_examples)}
+
+    def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
+        written, watched = bank.update(memory, outputs, batch, finite)
+        return memory | written, watched
+
+    def refresh(memory: Memory, period: Array) -> Memory:
+        rows = memory["bank"]
+
+        def own():
+            return own_numbers(len(rows), num_examples)
+
+        found = jax.lax.cond(period > 0, lambda: find(rows, period), own)
+        return memory | {name: found}
+
+    return Objective(
+        slots=(Slot("view1"),),
+        init=init,
+        specs={"bank": P("data"), name: P("data")},
+        weights=lambda step: {"loss_instance": 1.0},
+        terms=terms,
+        update=update,
+        refresh=refresh,
+        every=every,
+    )
 
 
 def own_numbers(rows: int, num_examples: int) -> Int[Array, " rows"]:

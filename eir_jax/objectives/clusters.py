@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from eir_jax.data.order import CLUSTERS
-from eir_jax.data.views import Slot
-from eir_jax.objectives.bank import make_bank, own_numbers
+from eir_jax.objectives.bank import make_grouped_objective
 from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
 from eir_jax.objectives.relations import similarities
 from eir_jax.objectives.streaming import NO_SCORE
@@ -32,51 +31,23 @@ def make_cluster_objective(
     The memory is the bank and `cluster`, a number for each row. In the first epoch,
     whose bank is random, each row is a cluster: that is IR.
     """
-    bank, tau = make_bank(config, num_examples, mesh), config.temperature
     settings = config.clusters
-
-    def init(key, params) -> Memory:
-        memory = bank.init(key)
-        rows = len(memory["bank"])
-        return {"bank": memory["bank"], "cluster": own_numbers(rows, num_examples)}
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         loss = cluster_loss(
             *(outputs["view1"].embedding, memory["bank"], memory["cluster"]),
-            *(batch["index"], tau, num_examples),
+            *(batch["index"], config.temperature, num_examples),
         )
         return {"loss_instance": loss}
 
-    def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
-        written, watched = bank.update(memory, outputs, batch, finite)
-        return memory | written, watched
+    def find(rows: Array, period: Array) -> Array:
+        chance = jax.random.fold_in(jax.random.key(config.seed), CLUSTERS)
+        drawn = jax.random.permutation(jax.random.fold_in(chance, period), num_examples)
+        start = rows[drawn[: settings.count]]
+        return k_means(rows, start, num_examples, settings.iterations, mesh)
 
-    def refresh(memory: Memory, period: Array) -> Memory:
-        rows = memory["bank"]
-
-        def find():
-            chance = jax.random.fold_in(jax.random.key(config.seed), CLUSTERS)
-            drawn = jax.random.permutation(
-                jax.random.fold_in(chance, period), num_examples
-            )
-            start = rows[drawn[: settings.count]]
-            return k_means(rows, start, num_examples, settings.iterations, mesh)
-
-        def none():
-            return own_numbers(len(rows), num_examples)
-
-        cluster = jax.lax.cond(period > 0, find, none)
-        return memory | {"cluster": cluster}
-
-    return Objective(
-        slots=(Slot("view1"),),
-        init=init,
-        specs={"bank": P("data"), "cluster": P("data")},
-        weights=lambda step: {"loss_instance": 1.0},
-        terms=terms,
-        update=update,
-        refresh=refresh,
-        every="epoch",
+    return make_grouped_objective(
+        config, num_examples, mesh, "cluster", terms, find, "epoch"
     )
 
 

@@ -7,9 +7,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from eir_jax.data.views import Slot
 from eir_jax.objectives import losses
-from eir_jax.objectives.bank import make_bank, own_numbers
+from eir_jax.objectives.bank import make_grouped_objective, own_numbers
 from eir_jax.objectives.memory_bank import read_rows
 from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
 from eir_jax.objectives.relations import Candidates, log_probability
@@ -29,18 +28,12 @@ def make_neighbourhood_objective(
     `neighbours.share` * r of the instances, those whose similarities to all rows have
     the least entropy, are given their nearest other row.
     """
-    bank, tau = make_bank(config, num_examples, mesh), config.temperature
+    tau, share = config.temperature, config.neighbours.share
     how = {"form": config.bank.form, "mesh": mesh}
-    share = config.neighbours.share
     counts = [
         min(int(share * r * num_examples), num_examples)
         for r in range(config.num_rounds)
     ]
-
-    def init(key, params) -> Memory:
-        memory = bank.init(key)
-        rows = len(memory["bank"])
-        return {"bank": memory["bank"], "neighbour": own_numbers(rows, num_examples)}
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         view1, index = outputs["view1"].embedding, batch["index"]
@@ -51,34 +44,13 @@ def make_neighbourhood_objective(
         anchors = jnp.mean(neighbour != index)
         return {"loss_instance": losses.ir_loss(found), "anchors": anchors}
 
-    def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
-        written, watched = bank.update(memory, outputs, batch, finite)
-        return memory | written, watched
+    def find(rows: Array, period: Array) -> Array:
+        entropy, nearest = neighbourhoods(rows, num_examples, tau, mesh)
+        count = jnp.array(counts)[period]
+        return choose_anchors(entropy, nearest, count, num_examples)
 
-    def refresh(memory: Memory, period: Array) -> Memory:
-        rows = len(memory["bank"])
-
-        def find():
-            entropy, nearest = neighbourhoods(memory["bank"], num_examples, tau, mesh)
-            return choose_anchors(
-                entropy, nearest, jnp.array(counts)[period], num_examples
-            )
-
-        def none():
-            return own_numbers(rows, num_examples)
-
-        neighbour = jax.lax.cond(period > 0, find, none)
-        return memory | {"neighbour": neighbour}
-
-    return Objective(
-        slots=(Slot("view1"),),
-        init=init,
-        specs={"bank": P("data"), "neighbour": P("data")},
-        weights=lambda step: {"loss_instance": 1.0},
-        terms=terms,
-        update=update,
-        refresh=refresh,
-        every="round",
+    return make_grouped_objective(
+        config, num_examples, mesh, "neighbour", terms, find, "round"
     )
 
 
