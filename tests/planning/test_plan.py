@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from small import TINY, slots_of, small_config
 
 from eir_jax.data.augment_device import put_images
@@ -61,7 +62,7 @@ def test_convolutions_of_another_platform(platform, dtype, bfloat16):
         )
         return output.embedding.sum()
 
-    exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=[platform])(
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])(
         variables["params"], variables["batch_stats"], images
     )
     lines = re.findall(
