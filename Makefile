@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint types suite oracle newest clean
+.PHONY: help quickstart test lint types suite oracle newest plan clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,5 +51,21 @@ newest:          ## the TensorFlow-free tests, e.g. on Python 3.12
 	$(BIN)/pip install -q -r requirements/core.txt -r $(VENV)/tfds.txt -r requirements-test.txt
 	$(BIN)/python -m pytest
 
+# Compiling for a GPU takes its plug-in alone, no CUDA library and no driver. The
+# environment is that of the tests, and the plug-ins beside it.
+JAX_VERSION = $(shell $(BIN)/python -c 'import jax; print(jax.__version__)')
+.venv-plan/ready: $(VENV)/ready-test
+	$(BIN)/python -m venv --without-pip .venv-plan
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  "$$(.venv-plan/bin/python -c 'import site; print(site.getsitepackages()[0])')/test.pth"
+	$(BIN)/pip -q --python .venv-plan/bin/python install --no-deps \
+	  jax-cuda13-plugin==$(JAX_VERSION) jax-cuda13-pjrt==$(JAX_VERSION)
+	$(BIN)/pip -q --python .venv-plan/bin/python install 'jax[tpu]==$(JAX_VERSION)' || \
+	  echo "== libtpu cannot be installed: nothing is compiled for TPUs"
+	touch $@
+
+plan: .venv-plan/ready  ## compile the step for H100s and a TPU, none of which is needed
+	.venv-plan/bin/python -m benchmarks.plans $(PLAN)
+
 clean:           ## remove what `make` made
-	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-plan .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ COMMANDS = {
     "search": ("search", "nearest pictures, near-duplicates"),
     "export": ("export", "weights for PyTorch, ONNX, StableHLO"),
     "inspect": ("inspect", "look at a data set as training sees it"),
+    "plan": ("plan", "what a run would take on GPUs or TPUs that are not here"),
     "sweep": ("sweep", "a grid of settings over seeds, with its table"),
     "results": ("results", "all runs beside the paper's numbers"),
     "coefficients": ("coefficients", "a number over a setting, drawn"),

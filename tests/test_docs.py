@@ -27,6 +27,7 @@ RUN_BY = {
     "export": "tests/collection/test_embed_search.py",
     "inspect": "tests/test_inspect.py",
     "main": "tests/test_main.py",
+    "plan": "tests/planning/test_plan.py",
     "results": "tests/experiments/test_tables.py",
     "search": "tests/collection/test_embed_search.py",
     "sweep": "tests/experiments/test_sweep.py",
@@ -37,6 +38,8 @@ NOT_RUN = """
 make quickstart
 make test
 make oracle
+make plan
+pip install --no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2
 make newest PYTHON=python3.12 VENV=.venv-newest
 pip install .
 pip install ".[cuda]"

@@ -19,7 +19,7 @@ ROOMS = (
         "evaluation",
         "figures",
     ),
-    *("collection", "experiments", "training"),
+    *("collection", "experiments", "training", "planning"),
 )
 MOST_LINES = 450
 

@@ -174,13 +174,12 @@ def _embed_arrays(run, images, labels, meta) -> Embeddings:
 def _embed_by(run: "Run", batch_size: int) -> Callable:
     """Return the run's embed, for fewer images a batch: one need not cost as 500."""
     from eir_jax.evaluation.embed import make_embed
-    from eir_jax.models.encoder import make_encoder
 
     if batch_size == run.config.evaluation_batch_size:
         return run.embed
     config = run.config.copy_and_resolve_references()
     config.evaluation_batch_size = batch_size
-    return make_embed(config, make_encoder(config, exact=True), run.mesh)
+    return make_embed(config, run.mesh)
 
 
 def _read_chunks(

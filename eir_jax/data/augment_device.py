@@ -1,5 +1,6 @@
 """Training views made inside the step, from images in the accelerator's memory."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -31,23 +32,41 @@ Batch = dict[str, Array]
 
 
 def put_images(
-    images: UInt8[np.ndarray, "n height width 3"] | EncodedImages,
+    images: UInt8[np.ndarray, "n side side 3"] | EncodedImages,
     config: ConfigDict,
     mesh: Mesh,
-) -> UInt8[Array, "rows height width 3"]:
+) -> UInt8[Array, "rows pixels"]:
     """Put all images onto the devices, as `data.placement` says.
 
     'replicated': each device holds all of them. 'sharded': each holds an equal part,
-    black images at the end if need be.
+    black images at the end if need be. An image is one row: of four axes a TPU makes
+    a layout of its own, out of which rows are gathered by copying all images.
     """
     images = np.asarray(images)
-    if config.data.placement == "replicated":
-        where = sharding.replicated(mesh)
-    else:
+    like = abstract_images(len(images), images.shape[1], config, mesh)
+    flat = images.reshape(len(images), -1)
+    flat = np.pad(flat, ((0, like.shape[0] - len(flat)), (0, 0)))
+    return jax.make_array_from_callback(
+        flat.shape, like.sharding, lambda part: flat[part]
+    )
+
+
+def abstract_images(
+    count: int, side: int, config: ConfigDict, mesh: Mesh
+) -> jax.ShapeDtypeStruct:
+    """Return the shape, type and sharding of what `put_images` gives.
+
+    Args:
+      count: of the images.
+      side: height and width of each.
+      config: all settings.
+      mesh: as `make_mesh` returns it.
+    """
+    where = sharding.replicated(mesh)
+    if config.data.placement != "replicated":
         where = sharding.split_rows(mesh)
-        missing = -len(images) % mesh.size
-        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    return jax.make_array_from_callback(images.shape, where, lambda part: images[part])
+        count += -count % mesh.size
+    return jax.ShapeDtypeStruct((count, side * side * 3), np.uint8, sharding=where)
 
 
 def make_batch_views(
@@ -55,16 +74,24 @@ def make_batch_views(
 ) -> Callable[[Batch], Batch]:
     """Return views_of(batch) -> batch, to be called inside the jitted step.
 
-    From `images` [rows, height, width, 3], the whole set, and `index`, `epoch`,
-    `partner`, `ratio`, `box` it makes the images of the slots, as the tf.data pipeline
-    does on the host. A `label` is handed on.
+    From `images` [rows, pixels], the whole set as `put_images` gives it, and `index`,
+    `epoch`, `partner`, `ratio`, `box` it makes the images of the slots, as the tf.data
+    pipeline does on the host. A `label` is handed on.
     """
     split = sharding.split_rows(mesh)
     recipe = make_recipe(config)
+    # A partner may lie on another device. Its view 2 is made once more then: what is
+    # sent is one image, or where all are on every device nothing, no float32 view.
+    remote = mixes(slots) and mesh.size > 1
 
     def views_of(batch: Batch) -> Batch:
         index, epoch = batch["index"], batch["epoch"]
-        chosen = jax.lax.with_sharding_constraint(batch["images"][index], split)
+        wanted = index[:, None]
+        if remote:
+            wanted = jnp.stack([index, index[batch["partner"]]], axis=1)
+        rows = jax.lax.with_sharding_constraint(batch["images"][wanted], split)
+        side = math.isqrt(rows.shape[-1] // 3)
+        chosen = rows[:, 0].reshape(-1, side, side, 3)
         made: Batch = {"index": index}
         if "label" in batch:
             made["label"] = batch["label"]
@@ -74,7 +101,13 @@ def make_batch_views(
             made[name] = apply_views(chosen, how, config.seed, epoch, index, view)
         if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
-            other = made["view2"][partner]
+            if remote:
+                theirs = rows[:, 1].reshape(-1, side, side, 3)
+                how = recipe_of("view2", recipe)
+                view = VIEW_NUMBERS["view2"]
+                other = apply_views(theirs, how, config.seed, epoch, wanted[:, 1], view)
+            else:
+                other = made["view2"][partner]
             kind = config.interpolation.kind
             made["mixed"] = mix(kind, made["view1"], other, ratio, box, jnp)
             made |= {"partner": partner, "ratio": ratio}

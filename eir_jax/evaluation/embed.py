@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from eir_jax.models.encoder import Encoder, TwoTowers
+from eir_jax.models.encoder import make_encoder
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 from eir_jax.system.errors import enough_memory
@@ -55,7 +55,7 @@ def evaluation_view(
     return (scaled - mean[None, None, None]) / std[None, None, None]
 
 
-def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> Embed:
+def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
     """Return embed(state, images, progress=None, pooled_map=False) -> Features.
 
     `images` is uint8 [n, size, size, 3], any n, or float32: then normalised already.
@@ -65,21 +65,12 @@ def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> 
     images done so far; `pooled_map` as in the encoder. It raises UserError where there
     is not enough memory.
     """
-    batch_size = -(-config.evaluation_batch_size // mesh.size) * mesh.size
-    everywhere = sharding.replicated(mesh)
+    batch_size = batch_rows(config, mesh)
+    embed_batch = make_embed_batch(config, mesh)
     too_large = (
         f"lower evaluation_batch_size={config.evaluation_batch_size} "
         "(--config.evaluation_batch_size=N)"
     )
-
-    @functools.partial(jax.jit, static_argnames="pooled_map")
-    def embed_batch(params, batch_stats, images, pooled_map) -> Features:
-        if images.dtype == jnp.uint8:
-            images = evaluation_view(images, config)
-        variables = {"params": params, "batch_stats": batch_stats}
-        output: Any = encoder.apply(variables, images, pooled_map=pooled_map)
-        found = Features(output.embedding, output.feature)
-        return jax.lax.with_sharding_constraint(found, everywhere)
 
     @enough_memory(too_large)
     def embed(
@@ -106,3 +97,28 @@ def make_embed(config: ConfigDict, encoder: Encoder | TwoTowers, mesh: Mesh) -> 
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
     return embed
+
+
+def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
+    """Return the images embedded at a time: a multiple of the devices."""
+    return -(-config.evaluation_batch_size // mesh.size) * mesh.size
+
+
+def make_embed_batch(config: ConfigDict, mesh: Mesh) -> Callable[..., Features]:
+    """Return the jitted (params, batch_stats, images, pooled_map) -> Features.
+
+    `images` [batch_rows, size, size, 3] are split over the mesh, uint8 or float32: then
+    normalised already; what is found of them is whole on every device.
+    """
+    encoder = make_encoder(config, exact=True, mesh=mesh)
+
+    @functools.partial(jax.jit, static_argnames="pooled_map")
+    def embed_batch(params, batch_stats, images, pooled_map) -> Features:
+        if images.dtype == jnp.uint8:
+            images = evaluation_view(images, config)
+        variables = {"params": params, "batch_stats": batch_stats}
+        output: Any = encoder.apply(variables, images, pooled_map=pooled_map)
+        found = Features(output.embedding, output.feature)
+        return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+
+    return embed_batch

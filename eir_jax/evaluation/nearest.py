@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,19 +96,15 @@ def nearest(
 
 def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
     """Pass the gallery by one chunk of queries; NumPy [query, k] twice."""
-    shards = mesh.shape["data"]
-    per_shard = -(-len(gallery) // shards)
-    # Groups of about sqrt(block / k) rows leave top_k the fewest elements.
-    group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2
-    group = group if group >= 4 else 1
-    # Multiples of 64: on a CPU, XLA rounds the products of other shapes in other ways.
-    steps, block = _split(per_shard, gallery_block, max(group, 64))
+    search = plan_search(
+        len(queries), len(gallery), k, mesh, query_block, gallery_block
+    )
+    shards, per_shard, block = mesh.size, search.per_shard, search.block
     split = sharding.split_rows(mesh)
-    step = _make_step(mesh, query_block, group)
     queries = sharding.put_everywhere(queries, mesh)
     best = jnp.full((shards, len(queries), k), -jnp.inf, jnp.float32, device=split)
     index = jnp.zeros((shards, len(queries), k), jnp.int32, device=split)
-    for i in range(steps):
+    for i in range(search.steps):
         rows = jax.make_array_from_callback(
             (shards * block, gallery.shape[1]),
             split,
@@ -115,11 +112,58 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
         )
         limits = np.asarray([i * block, per_shard, len(gallery)], np.int32)
         before = best
-        best, index = step(best, index, queries, rows, limits)
+        best, index = search.step(best, index, queries, rows, limits)
         before.block_until_ready()  # one step ahead, and no more blocks in memory
         if progress:
-            progress(steps)
+            progress(search.steps)
     return [np.asarray(x) for x in _make_merge(mesh)(best, index)]
+
+
+class Search(NamedTuple):
+    """How the gallery passes by a chunk of queries."""
+
+    step: Any
+    """The jitted (best, index, queries, rows, limits) -> best, index."""
+    steps: int
+    block: int
+    """Rows that a device looks at in each."""
+    per_shard: int
+    """Rows of the gallery a device, over all steps."""
+    queries: int
+    k: int
+    mesh: Mesh
+
+    def arguments(self, dim: int) -> list[jax.ShapeDtypeStruct]:
+        """Return the step's: shapes, types and shardings."""
+        split, whole = sharding.split_rows(self.mesh), sharding.replicated(self.mesh)
+        found = (self.mesh.size, self.queries, self.k)
+        rows = (self.mesh.size * self.block, dim)
+        return [
+            jax.ShapeDtypeStruct(found, jnp.float32, sharding=split),
+            jax.ShapeDtypeStruct(found, jnp.int32, sharding=split),
+            jax.ShapeDtypeStruct((self.queries, dim), jnp.float32, sharding=whole),
+            jax.ShapeDtypeStruct(rows, jnp.float32, sharding=split),
+            jax.ShapeDtypeStruct((3,), jnp.int32, sharding=whole),
+        ]
+
+
+def plan_search(
+    queries: int,
+    gallery: int,
+    k: int,
+    mesh: Mesh,
+    query_block: int = 256,
+    gallery_block: int = 65536,
+) -> Search:
+    """Return how `gallery` rows pass by a chunk of so many queries, see `nearest`."""
+    per_shard = -(-gallery // mesh.size)
+    # Groups of about sqrt(block / k) rows leave top_k the fewest elements.
+    group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2
+    group = group if group >= 4 else 1
+    # Multiples of 64: on a CPU, XLA rounds the products of other shapes in other ways.
+    steps, block = _split(per_shard, gallery_block, max(group, 64))
+    step = _make_step(mesh, query_block, group)
+    return Search(step, steps, block, per_shard, queries, k, mesh)
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def restore_run(
     override(config, overrides, allowed)
     validate(config)
     mesh = sharding.make_mesh()
-    encoder = make_encoder(config, exact=True)
+    encoder = make_encoder(config, exact=True, mesh=mesh)
     # The schedule's length does not enter the state's shapes: any will do.
     tx = make_optimizer(config, steps_per_epoch=1)
 
@@ -103,7 +103,7 @@ def restore_run(
             raise UserError(
                 f"checkpoint {number} is damaged: {damage}; {_existing(checkpoints)}"
             ) from None
-    return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+    return Run(config, state, meta, make_embed(config, mesh), mesh)
 
 
 PREPARATION_KEYS = (
@@ -154,7 +154,7 @@ def restore_weights(
     override(config, overrides, allowed)
     validate(config)
     mesh = sharding.make_mesh()
-    encoder = make_encoder(config, exact=True)
+    encoder = make_encoder(config, exact=True, mesh=mesh)
     size = config.data.image_size
     like = jax.eval_shape(
         lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
@@ -178,7 +178,7 @@ def restore_weights(
         "checksums": about.get("checksums") or {"weights": sha256(tensors)},
         "config": config.to_dict(),
     }
-    return Run(config, state, meta, make_embed(config, encoder, mesh), mesh)
+    return Run(config, state, meta, make_embed(config, mesh), mesh)
 
 
 def restore(

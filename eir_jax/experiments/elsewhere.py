@@ -17,7 +17,6 @@ from eir_jax.evaluation.knn import unit_rows
 from eir_jax.evaluation.protocol import Protocol
 from eir_jax.evaluation.restore import Run, restore_run, restore_weights
 from eir_jax.evaluation.tasks import Embedded, Subject
-from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import sha256
 from eir_jax.run.state import TrainState
 from eir_jax.run.validate import validate
@@ -153,7 +152,7 @@ def _on(
     dataset = load(settings.data)
     for note in dataset.notes:
         print(note, file=sys.stderr)
-    embed = make_embed(settings, make_encoder(settings, exact=True), run.mesh)
+    embed = make_embed(settings, run.mesh)
     run = run._replace(config=settings, state=run.state.replace(memory={}), embed=embed)
     return Judged(run, dataset, says)
 

@@ -15,6 +15,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from eir_jax.system.sharding import Target
+
 KERNEL_INIT = {
     # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's, of convolutions and linear layers.
     "pytorch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -38,6 +40,7 @@ class Conv(nn.Module):
     features: int
     size: int
     stride: int
+    target: Target
     dtype: DTypeLike | None = None  # computed in; None: the parameters' type
     precision: str = "default"
     kernel_init: nn.initializers.Initializer = KERNEL_INIT["pytorch"]
@@ -48,10 +51,12 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         dtype = self.dtype or kernel.dtype
-        on_cpu = jax.default_backend() == "cpu" and self.size in (1, 3)
-        form = convolve_on_cpu if on_cpu else convolve
+        form = convolve
+        if self.target.platform == "cpu" and self.size in (1, 3):
+            alone = self.target.devices == 1
+            form = functools.partial(convolve_on_cpu, alone=alone)
         with jax.default_matmul_precision(self.precision):
-            return form(x.astype(dtype), kernel.astype(dtype), self.stride)
+            return form(x.astype(dtype), kernel.astype(dtype), stride=self.stride)
 
 
 def convolve(x: Images, kernel: Kernel, stride: int) -> Array:
@@ -72,18 +77,23 @@ def convolve_by_taps(x: Images, kernel: Kernel, stride: int) -> Array:
     return functools.reduce(jnp.add, products)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve_on_cpu(x: Images, kernel: Kernel, stride: int) -> Array:
-    """Convolve; forward and both gradients each in the form that is faster on a CPU."""
+@functools.partial(jax.custom_vjp, nondiff_argnames=("stride", "alone"))
+def convolve_on_cpu(
+    x: Images, kernel: Kernel, stride: int, alone: bool = True
+) -> Array:
+    """Convolve; forward and both gradients each in the form that is faster on a CPU.
+
+    `alone`: the rows lie on one device, so that a part of them may be taken.
+    """
     by_taps = len(kernel) == 1 or x.shape[1] <= 4 * stride
     return (convolve_by_taps if by_taps else convolve)(x, kernel, stride)
 
 
-def _forward(x, kernel, stride):
-    return convolve_on_cpu(x, kernel, stride), (x, kernel)
+def _forward(x, kernel, stride, alone):
+    return convolve_on_cpu(x, kernel, stride, alone), (x, kernel)
 
 
-def _backward(stride, residuals, cotangent):
+def _backward(stride, alone, residuals, cotangent):
     x, kernel = residuals
     size, _, channels, features = kernel.shape
     height = cotangent.shape[1]
@@ -99,9 +109,9 @@ def _backward(stride, residuals, cotangent):
     # Rows that are split over devices stay together: a part would be one device's.
     # Without the barrier XLA would make both arrays anew for each part.
     x, cotangent = jax.lax.optimization_barrier((x, cotangent))
-    alone = jax.device_count() == 1 and x.size >= SMALL
+    count = PARTS if alone and x.size >= SMALL else 1
     parts = zip(
-        *(jnp.array_split(array, PARTS if alone else 1) for array in (x, cotangent)),
+        *(jnp.array_split(array, count) for array in (x, cotangent)),
         strict=True,
     )
     gradients = [

@@ -5,12 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from eir_jax.models.colour import LAB_MEAN, LAB_STD, rgb_to_lab
 from eir_jax.models.convolution import KERNEL_INIT
 from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, Passes, ResNet
+from eir_jax.system import sharding
 
 HEADS = ("linear", "mlp", "mlp_bn")
 """Linear; Linear-ReLU-Linear (MoCo v2); Linear-BN-ReLU-Linear (SimCLR)."""
@@ -126,7 +128,10 @@ def l2_normalize(
 
 
 def make_encoder(
-    config: ConfigDict, passes: Passes = ((0,),), exact: bool = False
+    config: ConfigDict,
+    passes: Passes = ((0,),),
+    exact: bool = False,
+    mesh: Mesh | None = None,
 ) -> Encoder | TwoTowers:
     """Build the encoder that `config.model` and `config.batch_norm` describe.
 
@@ -135,11 +140,16 @@ def make_encoder(
 
     With `exact`, for evaluation, it computes in float32 without rounding the factors of
     products, whatever `config.model` says; the parameters are the same.
+
+    `mesh` is of the devices that it will run on (None: JAX's own): the form of the
+    convolutions, and what `model.dtype=auto` is, follow them.
     """
+    target = sharding.target_of(mesh)
     dtype = "float32" if exact else config.model.dtype
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if target.platform == "cpu" else "bfloat16"
     layers = Layers(
+        target=target,
         groups=config.batch_norm.groups,
         passes=passes,
         dtype=jnp.bfloat16 if dtype == "bfloat16" else None,

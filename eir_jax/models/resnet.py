@@ -5,16 +5,19 @@ the network in one call, side by side in the batch: rows i * slots ... belong to
 instance i. Batch norm knows which of them share statistics.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from eir_jax.models.convolution import KERNEL_INIT, Conv
+from eir_jax.system.sharding import Target
 
 BLOCKS = {
     "resnet10": (1, 1, 1, 1),
@@ -39,6 +42,7 @@ class BatchNorm(nn.Module):
     the parameters' type, whatever that of `x` is, which the result has again.
     """
 
+    on_cpu: bool
     groups: int = 1
     passes: Passes = ((0,),)
     momentum: float = 0.9  # PyTorch's 0.1
@@ -64,32 +68,112 @@ class BatchNorm(nn.Module):
             return normalised.astype(x.dtype)
 
         slots = sum(map(len, self.passes))
-        slabs = x.reshape(self.groups, -1, slots, *x.shape[1:]).astype(scale.dtype)
-        mean = slabs.mean((1, 3, 4))  # [groups, slots, channels]
-        mean_square = jnp.square(slabs).mean((1, 3, 4))
-        count = slabs.size // (self.groups * slots * channels)
-        factors: list[Array] = [scale] * slots
-        offsets: list[Array] = [bias] * slots
-        for members in self.passes:
-            pass_mean = mean[:, members].mean(1)  # [groups, channels]
-            pass_var = mean_square[:, members].mean(1) - jnp.square(pass_mean)
-            pass_var = jnp.maximum(pass_var, 0)
-            factor = scale[None] * jax.lax.rsqrt(pass_var + self.epsilon)
-            for slot in members:
-                factors[slot] = factor
-                offsets[slot] = bias[None] - pass_mean * factor
-            if not self.is_initializing():
+        slabs = x.reshape(self.groups, -1, slots, *x.shape[1:])
+        form = normalize_on_cpu if self.on_cpu else normalize
+        normalised, mean, variance = form(slabs, scale, bias, self.passes, self.epsilon)
+        if not self.is_initializing():
+            count = slabs.size // (self.groups * slots * channels)
+            keep = self.momentum
+            for members in self.passes:
                 number = count * len(members)
+                pass_mean, pass_var = (y[:, members[0]] for y in (mean, variance))
                 unbiased = pass_var.mean(0) * (number / max(number - 1, 1))
-                keep = self.momentum
                 running_mean.value = keep * running_mean.value + (
                     1 - keep
                 ) * pass_mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        shape = (self.groups, 1, slots, 1, 1, channels)
-        factor = jnp.stack(factors, axis=1).reshape(shape)
-        offset = jnp.stack(offsets, axis=1).reshape(shape)
-        return (slabs * factor + offset).astype(x.dtype).reshape(x.shape)
+        return normalised.reshape(x.shape)
+
+
+Slabs = Float[Array, "group instance slot height width channel"]
+Moments = Float[Array, "group slot channel"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(
+    x: Slabs,
+    scale: Float[Array, " channel"],
+    bias: Float[Array, " channel"],
+    passes: Passes,
+    epsilon: float,
+) -> tuple[Slabs, Moments, Moments]:
+    """Return (x - mean) / sqrt(variance + epsilon) * scale + bias, and both moments.
+
+    Each slot has the moments of its pass, within its group. No gradient passes through
+    the moments that are returned. The rule is written by hand (Ioffe and Szegedy,
+    2015): two sums forward and two backward are all that is summed over batch and
+    space, and of what lies between them accelerators make few kernels.
+    """
+    return _normalize(x, scale, bias, passes, epsilon)[0]
+
+
+def normalize_on_cpu(
+    x: Slabs,
+    scale: Float[Array, " channel"],
+    bias: Float[Array, " channel"],
+    passes: Passes,
+    epsilon: float,
+) -> tuple[Slabs, Moments, Moments]:
+    """Return the same, by XLA's own rule: no slower where kernels cost nothing."""
+    return _normalize(x, scale, bias, passes, epsilon, once=False)[0]
+
+
+def _normalize(x, scale, bias, passes, epsilon, once=True):
+    x32 = x.astype(scale.dtype)
+    means = _means([x32, jnp.square(x32)], once)
+    mean, square = (_shared(y, passes) for y in means)
+    variance = jnp.maximum(square - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    factor = scale[None, None] * inverse
+    offset = bias[None, None] - mean * factor
+    y = (x32 * _wide(factor) + _wide(offset)).astype(x.dtype)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _normalize_backward(passes, epsilon, residuals, cotangents):
+    x, scale, mean, inverse = residuals
+    dy = cotangents[0].astype(scale.dtype)
+    x32 = x.astype(scale.dtype)
+    # Of dy, and of dy times the normalised x.
+    total, along = _means([dy, dy * x32])
+    along = (along - mean * total) * inverse
+    number = x.size // total.size
+    dscale, dbias = number * along.sum((0, 1)), number * total.sum((0, 1))
+    factor = scale[None, None] * inverse
+    by_x = -factor * inverse * _shared(along, passes)
+    alone = -factor * _shared(total, passes) - by_x * mean
+    dx = dy * _wide(factor) + x32 * _wide(by_x) + _wide(alone)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+normalize.defvjp(_normalize, _normalize_backward)
+
+
+def _means(arrays: list[Slabs], once: bool = True) -> list[Moments]:
+    """Return means over batch and space.
+
+    `once` puts a barrier behind the sums: of what is summed of them in turn XLA would
+    make further sums of the large arrays.
+    """
+    sums = [x.sum((1, 3, 4)) for x in arrays]
+    if once:
+        sums = jax.lax.optimization_barrier(sums)
+    return [y * (y.size / x.size) for x, y in zip(arrays, sums, strict=True)]
+
+
+def _shared(value: Moments, passes: Passes) -> Moments:
+    """Return, at each slot, the mean over its pass."""
+    if len(passes) == value.shape[1]:  # each its own
+        return value
+    number = {slot: n for n, members in enumerate(passes) for slot in members}
+    numbers = np.array([number[slot] for slot in range(len(number))])
+    together = numbers[:, None] == numbers[None]
+    sizes = together.sum(1).astype(value.dtype)[None, :, None]
+    return jnp.where(together[None, :, :, None], value[:, None], 0).sum(2) / sizes
+
+
+def _wide(value: Moments) -> Float[Array, "group 1 slot 1 1 channel"]:
+    return value[:, None, :, None, None]
 
 
 def _channelwise(value: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
@@ -146,6 +230,7 @@ class Bottleneck(nn.Module):
 class Layers(NamedTuple):
     """What all layers of a network have in common."""
 
+    target: Target
     groups: int = 1
     passes: Passes = ((0,),)
     dtype: DTypeLike | None = None
@@ -156,12 +241,13 @@ class Layers(NamedTuple):
 
     def conv(self, features: int, size: int, stride: int, name: str) -> Conv:
         """Return a convolution."""
-        how = (self.dtype, self.precision, self.kernel_init)
+        how = (self.target, self.dtype, self.precision, self.kernel_init)
         return Conv(features, size, stride, *how, name=name)
 
     def norm(self, name: str) -> BatchNorm:
         """Return a batch norm."""
-        return BatchNorm(self.groups, self.passes, name=name)
+        on_cpu = self.target.platform == "cpu"
+        return BatchNorm(on_cpu, self.groups, self.passes, name=name)
 
 
 class ResNet(nn.Module):
@@ -172,9 +258,9 @@ class ResNet(nn.Module):
     """
 
     blocks: Sequence[int]
+    layers: Layers
     width: int = 64
     stem: str = "small"
-    layers: Layers = Layers()
     bottleneck: bool = False
 
     @nn.compact

@@ -104,9 +104,11 @@ def make_bank(config: ConfigDict, num_examples: int, mesh: Mesh | None) -> Bank:
     def update(memory: Memory, outputs: Outputs, batch: Batch, finite: Array):
         index, bank = batch["index"], memory["bank"]
         before = read_rows(bank, index, mesh)
-        # A loss that is not finite writes no row. And, as writing waits for the loss,
-        # all that reads the old rows is done: XLA need not copy the bank to keep them.
+        # A loss that is not finite writes no row. And, as writing waits for the loss
+        # and for the rows read above, all that reads the old ones is done: XLA need
+        # not copy the bank to keep them.
         written = jnp.where(finite, index, -1)
+        written, before = jax.lax.optimization_barrier((written, before))
         view1 = outputs["view1"].embedding
         bank = update_memory_bank(bank, written, view1, config.bank_momentum, mesh)
         drift = 1 - (read_rows(bank, index, mesh) * before).sum(1).mean()

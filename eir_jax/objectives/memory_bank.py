@@ -105,6 +105,7 @@ def update_memory_bank(
     place = jnp.arange(len(index))
     repeated_later = (index[:, None] == index[None]) & (place[None] > place[:, None])
     last = ~repeated_later.any(1)
+    careful = computed_in_float32(memory_bank, mesh)
 
     def write(axis, share, index, last, embedding):
         local, here = _find(axis, share, index)
@@ -112,7 +113,7 @@ def update_memory_bank(
         rows = l2_normalize((1 - momentum) * embedding + momentum * before)
         # Dropped: a place past the end. (-1 would be the last row.)
         target = jnp.where(here & last, local, len(share))
-        return _write_rows(share, target, rows.astype(share.dtype))
+        return _write_rows(share, target, rows.astype(share.dtype), careful)
 
     specs = (P("data"), P(), P(), P())
     return sharding.map_rows(write, mesh, in_specs=specs, out_specs=P("data"))(
@@ -127,8 +128,8 @@ def _find(axis: str | None, share: Array, index: Array) -> tuple[Array, Array]:
     return jnp.where(here, local, 0), here
 
 
-def _write_rows(share: Array, target: Array, rows: Array) -> Array:
-    if not computed_in_float32(share):
+def _write_rows(share: Array, target: Array, rows: Array, careful: bool) -> Array:
+    if not careful:
         return share.at[target].set(rows, mode="drop")
     bits, rows = share.view(jnp.uint16), rows.view(jnp.uint16)  # these it writes as is
     return bits.at[target].set(rows, mode="drop").view(share.dtype)

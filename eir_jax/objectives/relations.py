@@ -18,11 +18,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from eir_jax.objectives.memory_bank import read_rows
 from eir_jax.objectives.streaming import NO_SCORE, other_rows
+from eir_jax.system.sharding import target_of
 
 Form = Literal["auto", "dense", "streamed"]
 Own = Float[Array, "views batch"] | None
 
-STREAMED_FROM = 8192  # rows a device: measured, see benchmarks/README.md
+STREAMED_FROM = 8192  # rows a device, on a CPU: measured, see benchmarks/README.md
+# On accelerators, scores of a batch a device: 64 MiB of them for each view. By counts
+# alone (benchmarks/NOTES.md): up to there fewer kernels, and not more bytes.
+STREAMED_FROM_SCORES = 2**24
 
 
 class Candidates(NamedTuple):
@@ -74,11 +78,14 @@ def bank_candidates(
     return Candidates(jax.lax.stop_gradient(memory_bank), index[:, None], count)
 
 
-def streams(form: Form, rows: Array, mesh: Mesh | None) -> bool:
-    """Return whether rows are streamed: 'auto' asks for the rows a device."""
-    if form == "auto":
-        return len(rows) // (mesh.size if mesh else 1) >= STREAMED_FROM
-    return form == "streamed"
+def streams(form: Form, rows: Array, batch: int, mesh: Mesh | None) -> bool:
+    """Return whether rows are streamed for a batch: 'auto' by the rows a device."""
+    if form != "auto":
+        return form == "streamed"
+    share = len(rows) // (mesh.size if mesh else 1)
+    if target_of(mesh).platform == "cpu":
+        return share >= STREAMED_FROM
+    return share * batch >= STREAMED_FROM_SCORES
 
 
 def similarities(
@@ -112,7 +119,7 @@ def log_probability(
       mesh: over which the rows are split; None: one device.
     """
     rows, excluded, count = candidates
-    if not streams(form, rows, mesh):
+    if not streams(form, rows, len(view), mesh):
         scores, place = _scores(candidates, view, own)
         return _at(jax.nn.log_softmax(scores / temperature), place)
     query = view / temperature
@@ -152,7 +159,7 @@ def relate(
     """
     candidates = candidates._replace(rows=jax.lax.stop_gradient(candidates.rows))
     how = _relate_dense
-    if streams(form, candidates.rows, mesh):
+    if streams(form, candidates.rows, len(view1), mesh):
         how = _relate_streamed
     found = how(view1, view2, candidates, temperature, comparison, own, mesh)
     watched = ("entropy_p", "entropy_q", "rank")

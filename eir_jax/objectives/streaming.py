@@ -28,6 +28,9 @@ from eir_jax.system import sharding
 
 # Of 512 to 20,480 rows, batch 128, on 2 CPU cores (benchmarks/memory_bank.py --blocks).
 BLOCK_ROWS = 2048
+# On accelerators each block is some dozen kernels however small it is: scores of a view
+# that are made at once, 16 MiB of them.
+BLOCK_SCORES = 2**22
 NO_SCORE = -1e30  # of a row that takes no part; finite, so that 0 * it stays 0
 LOWEST = -1e20  # the maximum before any row: exp(NO_SCORE - LOWEST) is 0
 
@@ -87,7 +90,7 @@ def other_rows(
       moving: the views in which the slope's dependence on p is differentiated; in
         others p counts as fixed there.
       mesh: devices along the axis 'data'; None: one device.
-      block_rows: rows scored at once on each device; 0: 2,048.
+      block_rows: rows scored at once on each device; 0: `rows_at_once`.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
@@ -104,7 +107,8 @@ def _forward(
         num_examples=num_examples,
         pair=pair,
         moving=moving,
-        block_rows=block_rows or BLOCK_ROWS,
+        block_rows=block_rows or rows_at_once(query.shape[1], mesh),
+        careful=computed_in_float32(memory_bank, mesh),
     )
     sums: _Sums = sharding.map_rows(
         lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
@@ -148,7 +152,7 @@ other_rows.defvjp(_forward, _backward)
 
 def _stream(
     axis, memory_bank, query, excluded, threshold, *, num_examples, pair, moving,
-    block_rows,
+    block_rows, careful,
 ) -> _Sums:  # fmt: skip
     """Stream over the rows of one device."""
     views, batch, dim = query.shape
@@ -159,7 +163,7 @@ def _stream(
     def add_block(i, sums: _Sums) -> _Sums:
         # The last block begins early where the rows are ragged: some come again.
         start = jnp.minimum(i * block_rows, rows - block_rows)
-        block = _take_block(memory_bank, start, block_rows, query.dtype)
+        block = _take_block(memory_bank, start, block_rows, query.dtype, careful)
         place = start + jax.lax.iota(jnp.int32, block_rows)
         fresh = (place >= i * block_rows) & (first + place < num_examples)
         other = (first + place)[None, None] != excluded[..., None]
@@ -214,19 +218,26 @@ def _add(
     )
 
 
-def computed_in_float32(rows: Array) -> bool:
+def rows_at_once(batch: int, mesh: Mesh | None) -> int:
+    """Return the rows of a block: on accelerators the fewer the larger the batch."""
+    if sharding.target_of(mesh).platform == "cpu":
+        return BLOCK_ROWS
+    return max(BLOCK_ROWS, BLOCK_SCORES // batch // 512 * 512)
+
+
+def computed_in_float32(rows: Array, mesh: Mesh | None) -> bool:
     """Return whether XLA computes the rows' type in float32: bfloat16 on a CPU.
 
     It then converts whole arrays where a few rows are meant.
     """
-    return rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return rows.dtype == jnp.bfloat16 and sharding.target_of(mesh).platform == "cpu"
 
 
-def _take_block(rows: Array, start: Array, count: int, dtype) -> Array:
+def _take_block(rows: Array, start: Array, count: int, dtype, careful: bool) -> Array:
     def take():
         return jax.lax.dynamic_slice_in_dim(rows, start, count).astype(dtype)
 
-    if not computed_in_float32(rows):
+    if not careful:
         return take()
     # XLA would convert all rows before the loop; but it moves nothing out of a branch.
     nothing = jnp.zeros((count, rows.shape[1]), dtype)

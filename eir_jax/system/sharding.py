@@ -2,11 +2,13 @@
 
 The training step is written once, over the global batch; `jax.jit` maps it over the
 mesh. That is what `jax.pmap` (itself `jit` of a `shard_map` by now) has become: the
-same numbers come out on 1, 8 or 64 devices.
+same numbers come out on 1, 8 or 64 devices, but for rounding: gradients of bfloat16
+convolutions are summed over devices in bfloat16.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +24,26 @@ def make_mesh(devices: list | None = None) -> Mesh:
     devices = devices or jax.devices()
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+class Target(NamedTuple):
+    """What a program is compiled for, by which it may take another form."""
+
+    platform: str
+    """'cpu', 'gpu' or 'tpu'."""
+    devices: int
+
+
+def target_of(mesh: Mesh | None) -> Target:
+    """Return what a mesh's programs are compiled for; None: JAX's own devices.
+
+    The one place that asks: a mesh may be of devices that are not here, or of CPUs on a
+    machine with a GPU.
+    """
+    if mesh is None:
+        return Target(jax.default_backend(), jax.device_count())
+    platform = mesh.devices.flat[0].platform
+    return Target("gpu" if platform == "cuda" else platform, mesh.size)
 
 
 def process_rows(rows: int, mesh: Mesh) -> slice:

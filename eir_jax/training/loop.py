@@ -26,7 +26,6 @@ from eir_jax.data.views import Slot
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.evaluation.restore import tensors_of
-from eir_jax.models.encoder import make_encoder
 from eir_jax.models.weights import from_torchvision
 from eir_jax.objectives.systems import training_split
 from eir_jax.run.checkpoint import Checkpoints, Meta
@@ -129,7 +128,7 @@ def _train_and_evaluate(
         slots=parts.objective.slots,
         terms=tuple(parts.objective.weights(0)),
         resident=resident,
-        embed=make_embed(config, make_encoder(config, exact=True), mesh),
+        embed=make_embed(config, mesh),
         checkpoints=checkpoints,
         meta=meta,
     )

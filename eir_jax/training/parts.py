@@ -89,7 +89,7 @@ def make_parts(config: ConfigDict, num_examples: int, mesh: Mesh) -> Parts:
         config=config,
         mesh=mesh,
         objective=objective,
-        encoder=make_encoder(config, passes_of(objective.slots)),
+        encoder=make_encoder(config, passes_of(objective.slots), mesh=mesh),
         tx=make_optimizer(config, per_epoch),
         schedule=make_schedule(config, per_epoch),
     )

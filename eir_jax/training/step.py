@@ -1,6 +1,7 @@
 """One step of training: a pure function of state and batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from eir_jax.system import sharding
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+SMALL = 2**12  # numbers
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -43,6 +45,7 @@ def make_train_step(
     names = [slot.name for slot in objective.slots if slot.encoder == "online"]
     keys = [slot.name for slot in objective.slots if slot.encoder == "key"]
     everywhere = sharding.replicated(mesh)
+    on_cpu = sharding.target_of(mesh).platform == "cpu"
 
     def encode_key(place, params, batch_stats, images, step):
         chance = jax.random.fold_in(jax.random.key(seed), SHUFFLE)
@@ -63,12 +66,13 @@ def make_train_step(
     def loss_fn(params, batch_stats, memory, batch, weights, outputs):
         # Instance-major: a device's rows stay its own whatever the number of slots.
         stacked = jnp.stack([batch[name] for name in names], axis=1)
-        output, updates = encoder.apply(
-            {"params": params, "batch_stats": batch_stats},
-            stacked.reshape(-1, *stacked.shape[2:]),
-            train=True,
-            mutable=["batch_stats"],
-        )
+        with jax.named_scope("encoder"):
+            output, updates = encoder.apply(
+                {"params": params, "batch_stats": batch_stats},
+                stacked.reshape(-1, *stacked.shape[2:]),
+                train=True,
+                mutable=["batch_stats"],
+            )
         apart = jax.tree.map(lambda x: x.reshape(*stacked.shape[:2], -1), output)
         # Rows to be told apart may lie on any device: each needs the whole batch.
         apart = jax.lax.with_sharding_constraint(apart, everywhere)
@@ -76,7 +80,8 @@ def make_train_step(
             name: jax.tree.map(lambda x, i=i: x[:, i], apart)
             for i, name in enumerate(names)
         }
-        terms = objective.terms(outputs, memory, batch)
+        with jax.named_scope("relations"):
+            terms = objective.terms(outputs, memory, batch)
         loss = sum(factor * terms[name] for name, factor in weights.items())
         return loss, (terms, outputs, updates["batch_stats"])
 
@@ -96,11 +101,20 @@ def make_train_step(
             objective.weights(state.step),
             keyed,
         )
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        memory, watched = objective.update(
-            state.memory, outputs, batch, params, jnp.isfinite(loss)
-        )
+        if not on_cpu:
+            gradient = jax.tree.map(_turned, gradient)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("memory"):
+            # The memory is written when all that reads it is done, backwards too: else
+            # XLA may keep a copy.
+            norm, finite = jax.lax.optimization_barrier(
+                (_norm(gradient), jnp.isfinite(loss))
+            )
+            memory, watched = objective.update(
+                state.memory, outputs, batch, params, finite
+            )
         new_state = state.replace(
             step=state.step + 1,
             params=params,
@@ -115,11 +129,35 @@ def make_train_step(
             **health.of_batch(
                 {name: outputs[name].embedding for name in [*names, *keys]}
             ),
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": norm,
             "learning_rate": schedule(state.step),
         }
 
     return train_step
+
+
+def _turned(gradient: Array) -> Array:
+    """Return a kernel's gradient as the parameters lie, on GPUs another way than its.
+
+    By itself, of numbers in a row: turned within the update, the new parameters and
+    momenta would be copied to their places.
+    """
+    if gradient.ndim < 4:
+        return gradient
+    in_a_row = jax.lax.optimization_barrier(gradient.reshape(-1))
+    return in_a_row.reshape(gradient.shape)
+
+
+def _norm(gradient: Any) -> Float[Array, ""]:
+    """Return the length of all leaves as one vector.
+
+    The many small ones (of batch norm) are put together: one sum in place of each.
+    """
+    leaves = [x.reshape(-1) for x in jax.tree.leaves(gradient)]
+    small = [x for x in leaves if x.size < SMALL]
+    together = [jnp.concatenate(small)] if small else []
+    parts = together + [x for x in leaves if x.size >= SMALL]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in parts))
 
 
 def compile_train_step(
@@ -139,7 +177,10 @@ def compile_train_step(
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def whole_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state, views_of(batch) if views_of else batch)
+        if views_of:
+            with jax.named_scope("views"):
+                batch = views_of(batch)
+        return step(state, batch)
 
     return jax.jit(
         whole_step,

@@ -88,7 +88,7 @@ def test_sharded_images_take_their_share_of_memory():
     put = put_images(images, config, sharding.make_mesh())
     assert put.shape[0] == 72  # 70, and black ones
     assert {shard.data.shape[0] for shard in put.addressable_shards} == {9}
-    np.testing.assert_array_equal(put[:NUM], images)
+    np.testing.assert_array_equal(put[:NUM], images.reshape(NUM, -1))
     assert not np.asarray(put[NUM:]).any()
 
 

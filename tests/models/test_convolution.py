@@ -12,6 +12,7 @@ from eir_jax.models.convolution import (
     convolve_by_taps,
     convolve_on_cpu,
 )
+from eir_jax.system.sharding import Target
 
 # Each branch that convolve_on_cpu takes: maps small and large, strides, channels.
 SHAPES = [
@@ -84,8 +85,7 @@ def test_values_and_gradients(form, shape, rng):
 
 
 @pytest.mark.parametrize("shape", LARGE)
-def test_the_kernel_gradient_in_parts(shape, rng, monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+def test_the_kernel_gradient_in_parts(shape, rng):
     check_values_and_gradients(convolve_on_cpu, shape, rng)
     x, kernel = jnp.zeros(shape[:4]), jnp.zeros((3, 3, *shape[3:5]))
     of_kernel = jax.grad(lambda kernel: convolve_on_cpu(x, kernel, shape[-1]).sum())
@@ -94,7 +94,8 @@ def test_the_kernel_gradient_in_parts(shape, rng, monkeypatch):
 
 def test_bfloat16_keeps_float32_kernels(rng):
     x = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
-    conv = Conv(features=4, size=3, stride=1, dtype=jnp.bfloat16)
+    target = Target("cpu", 1)
+    conv = Conv(features=4, size=3, stride=1, target=target, dtype=jnp.bfloat16)
     variables = conv.init(jax.random.key(0), x)
     assert variables["params"]["kernel"].dtype == jnp.float32
     out = conv.apply(variables, x)

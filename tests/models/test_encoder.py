@@ -9,7 +9,7 @@ from small import small_config
 
 from configs import base
 from eir_jax.models.encoder import l2_normalize, make_encoder
-from eir_jax.models.resnet import BatchNorm
+from eir_jax.models.resnet import BatchNorm, normalize, normalize_on_cpu
 
 
 def shapes(config, size):
@@ -128,11 +128,15 @@ def normalised(x):
     return (x - mean) / np.sqrt(var + 1e-5), mean, var
 
 
+PASSES = [((0, 1), (2,)), ((0, 1, 2),), ((0,), (1,), (2,))]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("passes", [((0, 1), (2,)), ((0, 1, 2),), ((0,), (1,), (2,))])
-def test_batch_norm_equals_separate_forward_passes(groups, passes):
+@pytest.mark.parametrize("passes", PASSES)
+def test_batch_norm_equals_separate_forward_passes(groups, passes, on_cpu):
     x = np.random.default_rng(0).normal(1.5, 2, size=(8, 3, 4, 5, 6))
-    norm = BatchNorm(groups=groups, passes=passes)
+    norm = BatchNorm(on_cpu, groups=groups, passes=passes)
     flat = jnp.asarray(x.reshape(24, 4, 5, 6), jnp.float32)
     variables = norm.init(jax.random.key(0), flat, False)
     out, updates = norm.apply(variables, flat, True, mutable=["batch_stats"])
@@ -157,6 +161,28 @@ def test_batch_norm_equals_separate_forward_passes(groups, passes):
     np.testing.assert_allclose(stats["var"], running_var, rtol=1e-5)
 
 
+@pytest.mark.parametrize("passes", PASSES)
+def test_batch_norm_of_accelerators_has_the_gradients_by_xlas_rule(passes):
+    """In float64: of x, scale and bias, by groups and passes."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, scale, bias = (
+            jnp.asarray(rng.normal(1.5, 2, shape))
+            for shape in ((2, 4, 3, 4, 5, 6), (6,), (6,))
+        )
+        weight = jnp.asarray(rng.normal(size=x.shape))
+
+        def loss(form, *arrays):
+            return jnp.sum(weight * form(*arrays, passes, 1e-5)[0])
+
+        found, want = (
+            jax.jit(jax.grad(loss, (1, 2, 3)), static_argnums=0)(form, x, scale, bias)
+            for form in (normalize, normalize_on_cpu)
+        )
+    for ours, theirs in zip(found, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_batch_norm_in_evaluation_equals_flax():
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 5))
     params = {"scale": jnp.arange(1.0, 6), "bias": jnp.arange(5.0)}
@@ -164,7 +190,9 @@ def test_batch_norm_in_evaluation_equals_flax():
     variables = {"params": params, "batch_stats": stats}
     with jax.numpy_rank_promotion("allow"):
         want = nn.BatchNorm(use_running_average=True).apply(variables, x)
-    np.testing.assert_allclose(BatchNorm().apply(variables, x, False), want, atol=1e-5)
+    np.testing.assert_allclose(
+        BatchNorm(True).apply(variables, x, False), want, atol=1e-5
+    )
 
 
 def test_l2_normalize():

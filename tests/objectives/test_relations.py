@@ -19,7 +19,7 @@ from eir_jax.objectives.relations import (
     relate,
     streams,
 )
-from eir_jax.objectives.streaming import BLOCK_ROWS, other_rows
+from eir_jax.objectives.streaming import BLOCK_ROWS, other_rows, rows_at_once
 from eir_jax.system import sharding
 
 # N and temperature. N of a part of a block, a whole bank of 512, ragged blocks.
@@ -220,9 +220,31 @@ def test_no_array_of_batch_times_rows_exists(devices, dtype):
 def test_auto_streams_large_shares():
     small, large = jnp.zeros((STREAMED_FROM - 512, 1)), jnp.zeros((STREAMED_FROM, 1))
     mesh = sharding.make_mesh()
-    assert streams("auto", large, None) and not streams("auto", small, None)
-    assert not streams("auto", large, mesh)  # an eighth on each device
-    assert streams("streamed", small, None) and not streams("dense", large, None)
+    assert streams("auto", large, 1, None) and not streams("auto", small, 1, None)
+    assert not streams("auto", large, 1, mesh)  # an eighth on each device
+    assert streams("streamed", small, 1, None) and not streams("dense", large, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "batch", "streamed", "block"),
+    [
+        ("cpu", 1, 128, True, BLOCK_ROWS),  # by the rows a device alone
+        ("cuda", 1, 128, False, 32768),
+        ("tpu", 1, 1024, True, 4096),
+        ("cuda", 8, 1024, False, 4096),
+        ("tpu", 8, 8192, True, BLOCK_ROWS),
+    ],
+)
+def test_accelerators_go_by_scores_a_device(platform, devices, batch, streamed, block):
+    """Of 50,000 rows 2**24 scores are a batch of 336 on one device."""
+
+    class Device:
+        process_index = id = 0
+
+    Device.platform = platform
+    mesh = sharding.make_mesh([Device()] * devices)
+    assert streams("auto", jnp.zeros((50176, 1)), batch, mesh) == streamed
+    assert rows_at_once(batch, mesh) == block
 
 
 @pytest.mark.parametrize("form", ["dense", "streamed"])

@@ -16,6 +16,20 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 yaml = pytest.importorskip("yaml")
 
 
+def test_the_container_holds_what_it_names():
+    """Each file that is copied is there, and the JobSet starts in its folder."""
+    text = (LAUNCH / "Dockerfile").read_text()
+    root = LAUNCH.parent
+    copied = re.findall(r"^COPY (\S+) ", text, re.MULTILINE)
+    assert copied and all((root / name).exists() for name in copied)
+    assert {f"{x}.txt" for x in ("cuda", "tpu")} <= {
+        path.name for path in (root / "requirements").iterdir()
+    }
+    (folder,) = re.findall(r"^WORKDIR (\S+)", text, re.MULTILINE)
+    jobset = (LAUNCH / "kubernetes-jobset.yaml").read_text()
+    assert f"workingDir: {folder}\n" in jobset and "launch/Dockerfile" in jobset
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,1 @@
+"""What the compilers say of a run, before there is a device."""

@@ -1,0 +1,188 @@
+"""The programs of a run, lowered for devices that need not be there; no data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Lowered
+from ml_collections import ConfigDict
+
+from eir_jax.data.augment_device import abstract_images
+from eir_jax.data.views import mixes
+from eir_jax.evaluation.embed import batch_rows, make_embed_batch
+from eir_jax.evaluation.nearest import plan_search
+from eir_jax.models.encoder import EncoderOutput
+from eir_jax.run.state import TrainState
+from eir_jax.system import sharding
+from eir_jax.training.parts import Parts, make_parts
+
+Batch = dict[str, jax.ShapeDtypeStruct]
+
+
+class Job(NamedTuple):
+    """What is planned."""
+
+    config: ConfigDict
+    num_examples: int
+    """N, training images."""
+    mesh: Mesh
+
+    def parts(self) -> Parts:
+        """Return what the run is built of."""
+        return make_parts(self.config, self.num_examples, self.mesh)
+
+
+class Lowering(NamedTuple):
+    """A program before it is compiled, and what to look for in it."""
+
+    lowered: Lowered
+    arguments: Any
+    """Shapes, types and shardings of all that it is given."""
+    donated: int
+    """Arrays whose place the results are to take."""
+    watched: dict[str, jax.ShapeDtypeStruct]
+    """Arrays so large that none may be copied, by name."""
+
+
+def abstract_batch(job: Job, parts: Parts) -> Batch:
+    """Return what the pipeline gives a step: shapes, types and shardings."""
+    config, mesh = job.config, job.mesh
+    rows, size = config.batch_size, config.data.image_size
+    device = config.data.pipeline == "device"
+
+    def array(dtype, *sides: int) -> jax.ShapeDtypeStruct:
+        where = sharding.split_rows(mesh)
+        return jax.ShapeDtypeStruct((rows, *sides), dtype, sharding=where)
+
+    batch = {"index": array(np.int32)}
+    if config.objective == "supervised":
+        batch["label"] = array(np.int32)
+    if mixes(parts.objective.slots):
+        batch |= {"partner": array(np.int32), "ratio": array(np.float32)}
+        if device:
+            batch["box"] = array(np.int32, 4)
+    if device:
+        batch["epoch"] = array(np.int32)
+        stored = config.data.resize or size
+        batch["images"] = abstract_images(job.num_examples, stored, config, mesh)
+    else:
+        for slot in parts.objective.slots:
+            batch[slot.name] = array(np.float32, size, size, 3)
+    return batch
+
+
+def lower_train(job: Job) -> Lowering:
+    """Lower the whole step, its state donated."""
+    parts = job.parts()
+    state, batch = parts.abstract_state(), abstract_batch(job, parts)
+    step: Any = parts.compiled_step()
+    lowered = step.lower(state, batch)
+    leaves = len(jax.tree.leaves(state))
+    return Lowering(lowered, (state, batch), leaves, _watched(state, batch))
+
+
+def lower_views(job: Job) -> Lowering:
+    """Lower what makes the views of a batch inside the step."""
+    parts = job.parts()
+    batch = abstract_batch(job, parts)
+    lowered = jax.jit(parts.views()).lower(batch)
+    return Lowering(lowered, batch, 0, {"images": batch["images"]})
+
+
+def lower_memory(job: Job) -> Lowering:
+    """Lower the step without its encoder: the terms, their gradient, the memory."""
+    parts = job.parts()
+    state, objective = parts.abstract_state(), parts.objective
+    batch = {
+        name: x
+        for name, x in abstract_batch(job, parts).items()
+        if x.ndim == 1 and name != "epoch"
+    }
+    whole = sharding.replicated(job.mesh)
+    sides = len(objective.slots), job.config.batch_size, job.config.model.embedding_dim
+    embeddings = jax.ShapeDtypeStruct(sides, jnp.float32, sharding=whole)
+
+    def outputs_of(embeddings):
+        return {
+            slot.name: EncoderOutput(x, x)
+            for slot, x in zip(objective.slots, embeddings, strict=True)
+        }
+
+    def loss(embeddings, memory, batch):
+        terms = objective.terms(outputs_of(embeddings), memory, batch)
+        weights = objective.weights(jnp.zeros((), jnp.int32))
+        return sum(factor * terms[name] for name, factor in weights.items())
+
+    def remember(memory, batch, embeddings):
+        batch = batch | {"step": jnp.zeros((), jnp.int32)}
+        batch["index"] = jax.lax.with_sharding_constraint(batch["index"], whole)
+        with jax.named_scope("relations"):
+            value, gradient = jax.value_and_grad(loss)(embeddings, memory, batch)
+        value, gradient = jax.lax.optimization_barrier((value, gradient))
+        with jax.named_scope("memory"):
+            memory, watched = objective.update(
+                memory, outputs_of(embeddings), batch, None, jnp.isfinite(value)
+            )
+        return memory, (gradient, watched)
+
+    where = jax.tree.map(lambda x: x.sharding, state.memory)
+    lowered = jax.jit(remember, out_shardings=(where, whole), donate_argnums=0).lower(
+        state.memory, batch, embeddings
+    )
+    leaves = len(jax.tree.leaves(state.memory))
+    return Lowering(lowered, state.memory, leaves, _watched(state, {}))
+
+
+def lower_embed(job: Job) -> Lowering:
+    """Lower the embedding of a batch of evaluation."""
+    config, mesh = job.config, job.mesh
+    state, size = job.parts().abstract_state(), config.data.image_size
+    images = jax.ShapeDtypeStruct(
+        (batch_rows(config, mesh), size, size, 3),
+        np.uint8,
+        sharding=sharding.split_rows(mesh),
+    )
+    how = (state.params, state.batch_stats, images)
+    embed: Any = make_embed_batch(config, mesh)
+    lowered = embed.lower(*how, pooled_map=False)
+    return Lowering(lowered, how, 0, {})
+
+
+def lower_nearest(job: Job) -> Lowering:
+    """Lower the search of a block of the training images for the nearest."""
+    config, count = job.config, job.num_examples
+    wanted = config.data.expected[1] or count
+    # The queries travel in chunks of so many, of a whole number of blocks.
+    queries = min(-(-wanted // 256) * 256, 8192)
+    search = plan_search(queries, count, min(max(config.knn.k), count - 1), job.mesh)
+    arguments = search.arguments(config.model.embedding_dim)
+    return Lowering(search.step.lower(*arguments), arguments, 0, {})
+
+
+def _watched(state: TrainState, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: array
+        for name, array in {**state.memory, **batch}.items()
+        if name in ("bank", "queue", "images")
+    }
+
+
+def bytes_of(tree: Any) -> int:
+    """Return the bytes that arrays take on each device."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+PROGRAMS: dict[str, Callable[[Job], Lowering]] = {
+    "train": lower_train,
+    "views": lower_views,
+    "memory": lower_memory,
+    "embed": lower_embed,
+    "nearest": lower_nearest,
+}
+"""What `--what` may name."""

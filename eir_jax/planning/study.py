@@ -1,0 +1,223 @@
+"""What is found out about a run: counts of the compiler's plan, and a roofline."""
+
+import collections
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eir_jax.planning import count, hlo
+from eir_jax.planning.programs import PROGRAMS, Job, Lowering, bytes_of
+from eir_jax.planning.topologies import Chip, Topology, find_topology
+from eir_jax.run.validate import validate, validate_sizes
+from eir_jax.system.errors import UserError, lacks_memory
+
+Facts = dict[str, Any]
+
+
+def plan(
+    config: ConfigDict,
+    topology: str,
+    what: Sequence[str] = ("train",),
+    num_examples: int = 0,
+    say: Callable[[str], None] = print,
+) -> Facts:
+    """Compile programs of a run for devices that need not be there, and count.
+
+    Args:
+      config: all settings.
+      topology: as `find_topology` reads it.
+      what: some of PROGRAMS.
+      num_examples: N, training images; 0: as many as `config.data.expected` says.
+      say: is told what takes time.
+
+    Returns:
+      What was found, of numbers and words alone: one entry a program in `programs`.
+
+    Raises:
+      UserError: settings or devices that there are not, or that do not go together.
+    """
+    validate(config)
+    for name in what:
+        if name not in PROGRAMS:
+            raise UserError(f"--what={name} is none of {', '.join(PROGRAMS)}")
+    num_examples = num_examples or config.data.expected[0]
+    if num_examples < 1:
+        raise UserError(
+            "how many training images there are says neither data.expected nor "
+            "--num_examples; give --num_examples=N"
+        )
+    if "views" in what and config.data.pipeline != "device":
+        raise UserError(
+            f"--what=views: data.pipeline={config.data.pipeline} makes the views on "
+            "the host; use --config.data.pipeline=device, or leave views out"
+        )
+    place = find_topology(topology)
+    validate_sizes(config, num_examples, place.mesh.size)
+    job = Job(config, num_examples, place.mesh)
+    return {
+        "topology": topology,
+        "device": place.mesh.devices.flat[0].device_kind,
+        "devices": place.mesh.size,
+        "hosts": place.hosts,
+        "num_examples": num_examples,
+        "batch_size": config.batch_size,
+        "peaks": place.chip and place.chip._asdict(),
+        "programs": [study(name, job, place, say) for name in what],
+    }
+
+
+def study(what: str, job: Job, topology: Topology, say: Callable[[str], None]) -> Facts:
+    """Lower, compile and count one program of a run.
+
+    Args:
+      what: one of PROGRAMS.
+      job: the settings, N and the devices.
+      topology: that the job's mesh is of.
+      say: is told what takes time.
+
+    Raises:
+      UserError: the program does not fit the devices' memory.
+    """
+    began = time.monotonic()
+    say(f"{what}: lowering for {topology.name}")
+    program = PROGRAMS[what](job)
+    check_fits(bytes_of(program.arguments), "state and data alone take", job, topology)
+    say(f"{what}: compiling (a minute or so for a GPU, several for a TPU)")
+    try:
+        compiled = program.lowered.compile()
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        check_fits(float("inf"), "with temporaries it takes", job, topology)
+        raise
+    facts: Facts = {"what": what, "compiled_in_s": round(time.monotonic() - began, 1)}
+    facts |= _memory(compiled.memory_analysis())
+    facts |= describe(compiled.as_text() or "", program, topology)
+    check_fits(facts["memory"]["peak"], "with temporaries it takes", job, topology)
+    return facts
+
+
+def _memory(stats: Any) -> Facts:
+    sizes = {
+        name: getattr(stats, f"{name}_size_in_bytes")
+        for name in ("argument", "output", "alias", "temp")
+    }
+    # What results take beyond the places of arguments is held beside them.
+    peak = sizes["argument"] + sizes["temp"] + sizes["output"] - sizes["alias"]
+    return {
+        "memory": {
+            "arguments": sizes["argument"],
+            "temporaries": sizes["temp"],
+            "peak": peak,
+        }
+    }
+
+
+def describe(text: str, program: Lowering, topology: Topology) -> Facts:
+    """Return the counts of a compiled program's text, and its roofline."""
+    parsed = hlo.parse(text)
+    platform = topology.mesh.devices.flat[0].platform
+    rows = list(count.rows(parsed, on_chip=1 if platform == "tpu" else None))
+    found = list(count.copies(parsed))
+    facts: Facts = {
+        "in_place": {"leaves": program.donated, "updated": parsed.in_place},
+        "copies": {
+            name: sum(copy.times for copy in found if is_of(copy, array))
+            for name, array in program.watched.items()
+        },
+        "copied_bytes": sum(copy.of.bytes * copy.times for copy in found),
+        "convolutions": count.convolutions(parsed),
+        "flops": sum(work.flops for row in rows for work in row.work),
+        "bytes_moved": sum(row.bytes for row in rows),
+        "launches": sum(row.times for row in rows),
+        "collectives": _collectives(parsed),
+    }
+    facts["parts"] = _parts(rows, topology)
+    return facts
+
+
+def is_of(copy: count.Copy, array: Any) -> bool:
+    """Tell whether a copy is of an array, or of a device's share of it."""
+    shapes = (array.shape, array.sharding.shard_shape(array.shape))
+    return copy.of.dims in shapes or copy.source in shapes
+
+
+def _collectives(parsed: hlo.Program) -> list[Facts]:
+    found: dict[tuple, list[int]] = collections.defaultdict(lambda: [0, 0])
+    for one in count.collectives(parsed):
+        entry = found[one.kind, one.dtype, one.bytes < count.SMALL]
+        entry[0] += one.times
+        entry[1] += one.bytes * one.times
+    return [
+        {"kind": kind, "dtype": dtype, "small": small, "number": number, "bytes": size}
+        for (kind, dtype, small), (number, size) in sorted(found.items())
+    ]
+
+
+def _parts(rows: list[count.Row], topology: Topology) -> list[Facts]:
+    """Return bytes, operations and roofline seconds of each part, the longest first."""
+    parts: dict[str, Facts] = {}
+    for row in rows:
+        part = parts.setdefault(
+            row.part, {"part": row.part, "bytes": 0, "flops": 0, "launches": 0}
+        )
+        part["bytes"] += row.bytes
+        part["flops"] += sum(work.flops for work in row.work)
+        part["launches"] += row.times
+        if topology.chip:
+            part["seconds"] = part.get("seconds", 0) + _seconds(row, topology)
+    by = "seconds" if topology.chip else "bytes"
+    return sorted(parts.values(), key=lambda part: part[by], reverse=True)
+
+
+def _seconds(row: count.Row, topology: Topology) -> float:
+    """Return the least time of an instruction: by its bytes or by its operations."""
+    chip = topology.chip
+    assert chip
+    computing = sum(work.flops / rate(chip, work) for work in row.work)
+    moving = row.bytes / chip.bandwidth
+    if row.part == "collectives":
+        slow = topology.hosts > 1 and chip.network
+        moving = row.bytes / (chip.network if slow else chip.link)
+    return max(moving, computing)
+
+
+def rate(chip: Chip, work: count.Work) -> float:
+    """Return the operations a second of a product, by the type of its factors."""
+    if work.dtype in ("f32", "f64"):
+        kind = "exact" if work.exact else "f32"
+        return chip.flops.get(kind, chip.flops["bf16"])
+    return chip.flops["bf16"]
+
+
+def check_fits(size: float, what: str, job: Job, topology: Topology) -> None:
+    """Say what would fit where so many bytes a device do not.
+
+    Raises:
+      UserError: they exceed the device's memory.
+    """
+    chip = topology.chip
+    if chip is None or size <= chip.memory:
+        return
+    state = job.parts().abstract_state()
+    bank: Any = state.memory.get("bank")
+    ways = ["more devices"]
+    if bank is not None:
+        rows = bytes_of(bank) * job.mesh.size
+        fixed = bytes_of(state) - bytes_of(bank)
+        room = max(1, 0.9 * chip.memory - fixed)
+        least = max(job.mesh.size + 1, math.ceil(rows / room))
+        ways = [f"{least} devices or more"]
+        if bank.dtype == "float32":
+            ways.append("--config.bank.dtype=bfloat16 for half the bank")
+    if job.config.data.pipeline == "device" and job.config.data.placement != "sharded":
+        ways.append("--config.data.placement=sharded")
+    ways.append("a smaller --config.batch_size")
+    needed = f"{size / 1e9:.1f} GB" if size < float("inf") else "more"
+    raise UserError(
+        f"this does not fit {topology.name}: {what} {needed} a device, which has "
+        f"{chip.memory / 1e9:.1f} GB; use {', '.join(ways[:-1])} or {ways[-1]}"
+    )

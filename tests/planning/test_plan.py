@@ -1,0 +1,156 @@
+"""The command on a CPU, and what the programs of other platforms are made of."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from small import TINY, slots_of, small_config
+
+from eir_jax.data.augment_device import put_images
+from eir_jax.data.pipeline import make_train_batches
+from eir_jax.models.encoder import make_encoder
+from eir_jax.plan import main as plan_command
+from eir_jax.planning import programs, study, topologies
+from eir_jax.system import sharding
+from eir_jax.system.config import load_config
+from eir_jax.system.errors import UserError
+from eir_jax.training.parts import make_parts
+
+
+class Device:
+    """One that is not here."""
+
+    process_index = 0
+
+    def __init__(self, platform, number=0):
+        self.platform, self.id, self.device_kind = platform, number, platform
+
+
+def elsewhere(platform, count=1):
+    return sharding.make_mesh([Device(platform, n) for n in range(count)])
+
+
+def test_the_target_is_the_meshs_own():
+    assert sharding.target_of(elsewhere("cuda", 4)) == ("gpu", 4)
+    assert sharding.target_of(elsewhere("tpu")) == ("tpu", 1)
+    one = sharding.make_mesh(jax.devices()[:1])
+    assert sharding.target_of(one) == ("cpu", 1)
+    assert sharding.target_of(None) == ("cpu", jax.device_count())
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "bfloat16"),
+    [("cuda", "auto", True), ("tpu", "auto", True), ("tpu", "float32", False)],
+)
+def test_convolutions_of_another_platform(platform, dtype, bfloat16):
+    """XLA's own, forward and both gradients but that of the images."""
+    config = small_config(**{"model.dtype": dtype})
+    encoder = make_encoder(config, ((0,),), mesh=elsewhere(platform))
+    images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+
+    def loss(params, stats, images):
+        output, _ = encoder.apply(
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return output.embedding.sum()
+
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=[platform])(
+        variables["params"], variables["batch_stats"], images
+    )
+    lines = re.findall(
+        r"stablehlo\.convolution.*-> tensor<(\S+)>", exported.mlir_module()
+    )
+    kernels = sum(len(k.shape) == 4 for k in jax.tree.leaves(variables["params"]))
+    assert len(lines) == 3 * kernels - 1
+    assert all(x.endswith("bf16") == bfloat16 for x in lines)
+
+
+@pytest.mark.parametrize("pipeline", ["device", "tf.data"])
+@pytest.mark.parametrize("objective", ["iraug", "eir_moco", "supervised"])
+def test_the_batch_is_the_pipelines(pipeline, objective):
+    if pipeline == "tf.data":
+        pytest.importorskip("tensorflow")
+    config = small_config(objective=objective, **{"data.pipeline": pipeline})
+    if objective == "supervised":
+        config.model.num_classes = 3
+    images = np.zeros((40, 8, 8, 3), np.uint8)
+    config.data.image_size = 8
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    labels = np.zeros(40, np.int32) if objective == "supervised" else None
+    batches = make_train_batches(images, config, slots_of(config), 0, 1, labels=labels)
+    batch = sharding.put_batch(next(batches), mesh)
+    batches.close()
+    if pipeline == "device":
+        batch["images"] = put_images(images, config, mesh)
+    job = programs.Job(config, 40, mesh)
+    like = programs.abstract_batch(job, make_parts(config, 40, mesh))
+    assert {k: (x.shape, x.dtype, x.sharding) for k, x in like.items()} == {
+        k: (x.shape, x.dtype, x.sharding) for k, x in batch.items()
+    }
+
+
+def test_the_command(tmp_path, capsys):
+    """On the CPU that is here, for people and as JSON."""
+    (tmp_path / "config.py").write_text(TINY)
+    words = [f"--config={tmp_path / 'config.py'}", "--topology=cpu:1"]
+    words += ["--num_examples=600", "--what=memory,nearest"]
+    plan_command(words)
+    out = capsys.readouterr().out
+    assert "1 of 1 state leaf" in out and "nothing has run" in out
+    plan_command([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    memory, nearest = found["programs"]
+    assert (found["devices"], found["num_examples"]) == (1, 600)
+    assert memory["in_place"] == {"leaves": 1, "updated": 1}
+    dim, batch = load_config(tmp_path / "config.py").model.embedding_dim, 8
+    bank = 4 * 1024 * dim
+    assert bank < memory["memory"]["arguments"] < bank + 4 * 8 * batch * dim
+    assert memory["copies"] == {"bank": 0}
+    # Queries and gallery of 600, in blocks: one product of 768 x 640 x dim.
+    assert nearest["flops"] == 2 * 768 * 640 * dim
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--topology=h1"], r"h1 is none; give h100:1, h100:2x8"),
+        (["--topology=a100:1"], r"of a100 nothing is known"),
+        (["--topology=h100:16"], r"at most 8 GPUs; give .* like h100:2x8"),
+        (["--topology=cpu:4000"], r"this process has \d+ CPU device"),
+        (["--topology=cpu:1", "--what=trian"], r"trian is none of train, views"),
+        (["--topology=cpu:1", "--num_examples=0"], r"give --num_examples=N"),
+        (["--topology=cpu:3"], r"batch_size=4 .* 3 devices; use 3 or 6"),
+        (["--topology=cpu:1", "--what=views"], r"use --config.data.pipeline=device"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(tmp_path, words, said):
+    (tmp_path / "config.py").write_text(TINY)
+    words = ["--num_examples=60", *words, "--config.data.pipeline=tf.data"]
+    with pytest.raises(UserError, match=said):
+        plan_command([f"--config={tmp_path / 'config.py'}", *words])
+
+
+@pytest.mark.parametrize(("name", "extra"), [("h100:1", "cuda13"), ("v5e:2x2", "tpu")])
+def test_a_plug_in_that_is_not_there_is_named(monkeypatch, name, extra):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        UserError, match=rf'pip install "jax\[{extra}\]=={jax.__version__}'
+    ):
+        topologies.find_topology(name)
+
+
+def test_a_bank_that_does_not_fit_is_refused_before_compiling():
+    """200 million rows of 128 float32 are 102 GB; an H100 has 85."""
+    config = small_config(**{"model.embedding_dim": 128, "data.pipeline": "device"})
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    place = topologies.Topology("h100:1", mesh, topologies.CHIPS["h100"], 1)
+    with pytest.raises(UserError, match=r"2 devices or more, --config.bank.dtype=bf"):
+        study.study("memory", programs.Job(config, 200_000_000, mesh), place, print)
