@@ -1,5 +1,6 @@
 """Embed pictures by a trained encoder: `python -m eir_jax.embed --workdir=DIR`."""
 
+import argparse
 import sys
 
 from eir_jax.system import cli, compilation_cache, files, processes
@@ -9,7 +10,10 @@ from eir_jax.system.words import counted
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
 length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
-`index`, `label` where known, and `meta`, JSON that says what they are. But for --split
+`index`, `label` where known, `size` (width, height), `hash` (SHA-256), `grey` (16x16,
+by which copies are told), and `meta`, JSON that says what they are. A .csv, .parquet or
+.faiss holds as much of it as it can; vectors.tsv gets beside it what TensorBoard's
+projector shows; --embeddings makes these of an .npz that there is. But for --split
 it needs no data set, and no TensorFlow. --config.evaluation_batch_size=N embeds N at a
 time. Instead of a run, a file of weights serves, without training: what eir_jax.export
 wrote, or a ResNet-18 or 34 of another program, by torchvision's names; its embedding is
@@ -20,27 +24,29 @@ pictures are prepared for it (default: as ImageNet's for a 7x7 first convolution
   python -m eir_jax.embed --workdir=DIR --images=FILE.npz --out=arrays.npz
   python -m eir_jax.embed --workdir=DIR --split=test --out=test.npz
   python -m eir_jax.embed --weights=F.safetensors --images=PICTURES --out=pictures.npz
+  python -m eir_jax.embed --embeddings=pictures.npz --out=pictures.parquet
 """
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line, embed and write; return the exit status."""
+    from eir_jax.collection import flags
+    from eir_jax.collection.formats import FORMS, check_form, written_whole
     from eir_jax.data.picture_files import SUFFIXES
 
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--workdir", type=cli.path, help="folder of a run of eir_jax.main"
-    )
+    flags.add_run(parser, source, step="last")
     source.add_argument(
         "--weights",
         type=cli.path,
         help="a .safetensors, or a .pth where torch is",
     )
-    parser.add_argument(
-        "--step",
-        default="last",
-        help="checkpoint: its step, 'best' or 'last' (default)",
+    source.add_argument(
+        "--embeddings",
+        type=cli.path,
+        metavar="E.npz",
+        help="write what this holds in another form",
     )
     parser.add_argument(
         "--images",
@@ -53,7 +59,12 @@ def main(argv: list[str]) -> int:
         choices=("train", "test"),
         help="of the run's own data; of the .npz where --images is one",
     )
-    parser.add_argument("--out", required=True, type=cli.path, help="the .npz to write")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=cli.path,
+        help=f"the file to write, whose suffix says its form: {' '.join(FORMS)}",
+    )
     parser.add_argument(
         "--data_path",
         type=cli.path,
@@ -61,6 +72,8 @@ def main(argv: list[str]) -> int:
     )
     processes.add_flags(parser)
     args, overrides = parser.parse_known_args(argv)
+    if args.embeddings is not None:
+        return _write_again(parser, args)
     if args.images is None and args.split is None:
         parser.error("give --images=DIR, --images=FILE.npz or --split=train or test")
     if args.weights is not None and args.step != "last":
@@ -74,11 +87,9 @@ def main(argv: list[str]) -> int:
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
-    files.check_suffix(args.out, (".npz",), "NumPy arrays")
+    check_form(args.out)
     processes.start(args)
     compilation_cache.keep_compiled()
-    from eir_jax.collection.embeddings import written_whole
-
     with written_whole(args.out) as write:  # refuses before the work, not after
         from eir_jax.collection import embed
         from eir_jax.evaluation.restore import restore_run, restore_weights
@@ -111,6 +122,22 @@ def main(argv: list[str]) -> int:
         f"{args.out}: {counted(rows, 'embedding')} of {dim} dimensions, by {which}"
         + (f"; {skipped:,} broken skipped" if skipped else "")
     )
+    return 0
+
+
+def _write_again(parser: cli.Parser, args: argparse.Namespace) -> int:
+    """Write an .npz of embeddings in another form."""
+    from eir_jax.collection.embeddings import read_embeddings
+    from eir_jax.collection.formats import check_form, written_whole
+
+    for flag in ("images", "split", "data_path"):
+        if getattr(args, flag) is not None:
+            parser.error(f"--{flag} goes with --workdir or --weights")
+    check_form(args.out)
+    with written_whole(args.out) as write:
+        found = read_embeddings(args.embeddings)
+        write(found)
+    print(f"{args.out}: {counted(len(found.embedding), 'embedding')}")
     return 0
 
 

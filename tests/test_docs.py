@@ -84,6 +84,8 @@ def test_command_can_be_typed(page, line):
     runs_it = any(way in runs for way in ways)
     assert runs_it, f"{RUN_BY[module]} does not run {module}"
     source = (ROOT / "eir_jax" / f"{module}.py").read_text()
+    if "collection import flags" in source:
+        source += (ROOT / "eir_jax" / "collection" / "flags.py").read_text()
     settings = flatten(load_config("base"))
     for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
         if flag.startswith("--config."):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from eir_jax.collection.embeddings import Embeddings, read_images
+from eir_jax.collection.embeddings import GREY_SIDE, Embeddings, read_images
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.picture_files import SUFFIXES, list_files, others_in_words
 from eir_jax.data.pictures import (
     BrokenPicture,
     preparation,
-    read_picture,
+    read_with_header,
 )
 from eir_jax.system.errors import UserError, one_line
 
@@ -65,7 +67,7 @@ def embed_pictures(
     side = data.resize or data.image_size
     chunk = min(run.config.evaluation_batch_size, len(paths))
     embed = _embed_by(run, chunk)
-    kept, outputs, broken = [], [], []
+    kept, headers, greys, outputs, broken = [], [], [], [], []
     with (
         warnings.catch_warnings(),
         closing(ProgressLine("pictures", len(paths))) as bar,
@@ -75,12 +77,15 @@ def embed_pictures(
             images = []
             for path, future in zip(paths[start:], futures, strict=False):
                 try:
-                    images.append(future.result())
+                    image, header = future.result()
+                    images.append(image)
+                    headers.append(header)
                     kept.append(path)
                 except BrokenPicture as error:
                     broken.append(f"{path}: {error}")
             if images:
                 outputs.append(embed(run.state, np.stack(images)))
+                greys.append(grey_thumbnails(images))
             bar.update(start + len(futures))
     if not outputs:
         raise UserError(f"none of {len(paths)} in {folder} is readable: {broken[0]}")
@@ -94,7 +99,17 @@ def embed_pictures(
         "skipped": len(broken),
         "preparation": preparation(side, data.fit),
     }
-    return Embeddings(embedding, feature, np.array(kept), None, None, meta)
+    return Embeddings(
+        embedding,
+        feature,
+        np.array(kept),
+        None,
+        None,
+        meta,
+        size=np.array([(x.width, x.height) for x in headers], np.int32),
+        hash=np.array([x.digest.hex().encode() for x in headers], "S64"),
+        grey=np.concatenate(greys),
+    )
 
 
 def embed_file(
@@ -168,7 +183,40 @@ def _embed_arrays(run, images, labels, meta) -> Embeddings:
     with closing(ProgressLine("images", len(images))) as bar:
         embedding, feature = embed(run.state, images, bar.update)
     index = np.arange(len(images), dtype=np.int32)
-    return Embeddings(embedding, feature, None, index, labels, meta)
+    hashes, greys = [], []
+    for start in range(0, len(images), 512):  # a block of encoded ones is decoded
+        block = images[start : start + 512]
+        hashes += [hashlib.sha256(x.tobytes()).hexdigest().encode() for x in block]
+        greys.append(grey_thumbnails(block))
+    sides = (
+        images.sizes[:, ::-1]
+        if isinstance(images, EncodedImages)
+        else np.tile([images.shape[2:0:-1]], (len(images), 1))
+    )
+    return Embeddings(
+        embedding,
+        feature,
+        None,
+        index,
+        labels,
+        meta,
+        size=sides.astype(np.int32),
+        hash=np.array(hashes, "S64"),
+        grey=np.concatenate(greys),
+    )
+
+
+def grey_thumbnails(
+    images: Iterable[UInt8[np.ndarray, "height width 3"]],
+) -> UInt8[np.ndarray, "row side side"]:
+    """Return the images in grey (ITU-R 601 luma) at 16x16, means of their pixels."""
+    size, method = (GREY_SIDE, GREY_SIDE), Image.Resampling.BOX
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).convert("L").resize(size, method))
+            for image in images
+        ]
+    )
 
 
 def _embed_by(run: "Run", batch_size: int) -> Callable:
@@ -190,7 +238,7 @@ def _read_chunks(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), chunk):
             reads = [
-                pool.submit(read_picture, folder / path, size, fit)
+                pool.submit(read_with_header, folder / path, size, fit)
                 for path in paths[start : start + chunk]
             ]
             ahead.append((start, reads))

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from eir_jax.system import processes
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import check_writable, in_words, replacing, to_json
+from eir_jax.system.files import in_words
+
+LEAST_MAPPED = 1 << 26  # bytes
+GREY_SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Embeddings:
     """Rows of the .npz file or the split that `meta['source']` names."""
     label: Int[np.ndarray, " row"] | None
     meta: dict[str, Any]
+    size: Int[np.ndarray, "row 2"] | None = None
+    """Width and height of the picture's file, in pixels."""
+    hash: np.ndarray | None = None
+    """SHA-256, 64 ASCII letters: of the file, or of the pixels where there is none."""
+    grey: UInt8[np.ndarray, "row side side"] | None = None
+    """What the encoder sees, grey and at 16x16: tells copies from what is alike."""
+
+
+COLUMNS: tuple[tuple[str, type, tuple[int, ...]], ...] = (
+    ("path", np.str_, ()),
+    ("index", np.integer, ()),
+    ("label", np.integer, ()),
+    ("size", np.integer, (2,)),
+    ("hash", np.bytes_, ()),
+    ("grey", np.uint8, (GREY_SIDE, GREY_SIDE)),
+)
+"""What a row may have beside its vectors: its name here, type and shape."""
 
 
 def read_images(
@@ -66,44 +86,74 @@ def read_images(
 
 
 def read_embeddings(file: Path) -> Embeddings:
-    """Read what this command wrote, or any .npz with `embedding`; not the feature.
+    """Read what eir_jax.embed wrote, or any .npz with `embedding`.
+
+    Large arrays are not read but mapped: what is used of them is read then.
 
     Raises:
       UserError: it is missing or no .npz, or its arrays are not as they should be.
     """
+    keys = [field.name for field in dataclasses.fields(Embeddings)]
     with opened_npz(file) as arrays:
         if "embedding" not in arrays.files:
             raise UserError(
                 f"{file} holds no 'embedding' (it holds: "
                 f"{', '.join(arrays.files) or 'nothing'}); make it by eir_jax.embed"
             )
-        found: dict[str, Any] = {
-            key: arrays[key] if key in arrays.files else None
-            for key in ("embedding", "path", "index", "label", "meta")
-        }
-    embedding = found.pop("embedding")
-    path, index, label, meta_text = found.values()
-    if embedding.ndim != 2 or not np.issubdtype(embedding.dtype, np.floating):
+        found: dict[str, Any] = dict.fromkeys(keys)
+        for key in keys:
+            if key in arrays.files:
+                mapped = _mapped(file, arrays.zip.getinfo(f"{key}.npy"))
+                found[key] = arrays[key] if mapped is None else mapped
+    rows = len(found["embedding"]) if found["embedding"].ndim else 0
+    for key, dim in (("embedding", "dim"), ("feature", "feature")):
+        array = found[key]
+        if array is None or (
+            array.ndim == 2
+            and len(array) == rows
+            and np.issubdtype(array.dtype, np.floating)
+        ):
+            continue
         raise UserError(
-            f"'embedding' of {file} is {embedding.dtype} {list(embedding.shape)}; it "
-            "must be float32 [n, dim]"
+            f"'{key}' of {file} is {array.dtype} {list(array.shape)}; it must be "
+            f"float32 [{'n' if key == 'embedding' else rows}, {dim}]"
         )
-    for column, key, kind in (
-        (path, "path", np.str_),
-        (index, "index", np.integer),
-        (label, "label", np.integer),
-    ):
-        if column is not None:
-            _check_column(column, key, kind, len(embedding), file)
+    for key, kind, shape in COLUMNS:
+        if found[key] is not None:
+            _check_column(found[key], key, kind, rows, file, shape)
+    meta_text = found["meta"]
     try:
         meta = {} if meta_text is None else json.loads(str(meta_text))
         meta = meta if isinstance(meta, dict) else {}
     except ValueError:
         meta = {}
-    if path is None and index is None:
-        index = np.arange(len(embedding))
+    if found["path"] is None and found["index"] is None:
+        found["index"] = np.arange(rows)
     meta.setdefault("source", str(file.resolve()))
-    return Embeddings(embedding, None, path, index, label, meta)
+    return Embeddings(**found | {"meta": meta})
+
+
+def _mapped(file: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
+    """Map a large array of an .npz that is not compressed; None: it is to be read.
+
+    Raises:
+      ValueError: it is no plain array, or the file is cut short.
+    """
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < LEAST_MAPPED:
+        return None
+    with file.open("rb") as stream:
+        stream.seek(member.header_offset)
+        header = stream.read(30)  # of the zip, before the member's name and notes
+        name, notes = struct.unpack("<HH", header[26:30])
+        stream.seek(name + notes, 1)
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            return None
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, fortran, dtype = read(stream)
+        if fortran or dtype.hasobject:
+            return None
+        return np.memmap(file, dtype, "r", stream.tell(), shape)
 
 
 @contextmanager
@@ -127,38 +177,26 @@ def opened_npz(file: Path) -> Iterator[Any]:
         ) from None
 
 
-@contextmanager
-def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
-    """Give a function that writes embeddings to a file, whole or not at all.
-
-    Of several processes the first one writes.
-
-    Raises:
-      UserError: it cannot be written; at once, before there is anything to write.
-    """
-    if not processes.is_main():
-        yield lambda found: None
-        return
-    check_writable(file)
-
-    def write(found: Embeddings) -> None:
-        arrays = vars(found) | {"meta": to_json(found.meta)}
-        try:
-            with replacing(file) as part, part.open("wb") as stream:
-                np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error}") from None
-
-    yield write
-
-
-def _check_column(column, key, kind, rows, file) -> None:
-    if column.shape != (rows,) or not np.issubdtype(column.dtype, kind):
-        words = "strings" if kind is np.str_ else "whole numbers"
+def _check_column(column, key, kind, rows, file, shape=()) -> None:
+    if column.shape != (rows, *shape) or not np.issubdtype(column.dtype, kind):
+        words = {np.str_: "strings", np.integer: "whole numbers"}.get(kind, str(kind))
+        each = " x ".join(map(str, (rows, *shape)))
         raise UserError(
             f"'{key}' of {file} is {column.dtype} {list(column.shape)}; it must hold "
-            f"{rows} {words}"
+            f"{each} {words}"
         )
+
+
+def rows_on(embeddings: Embeddings, on: str) -> Float[np.ndarray, "row dim"]:
+    """Return the 'embedding' or the 'feature'.
+
+    Raises:
+      UserError: there is no feature.
+    """
+    found: np.ndarray | None = getattr(embeddings, on)
+    if found is None:
+        raise UserError(f"the embeddings come without '{on}'; leave out --on={on}")
+    return found
 
 
 def names_of(embeddings: Embeddings) -> list[str]:

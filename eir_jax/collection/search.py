@@ -2,13 +2,13 @@
 
 import functools
 import os
-import sys
-import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int
 
 from eir_jax.collection.embed import describe, embed_pictures, existing_pictures
 from eir_jax.collection.embeddings import (
@@ -16,31 +16,42 @@ from eir_jax.collection.embeddings import (
     names_of,
     one_field,
     read_embeddings,
-    read_images,
+    rows_on,
 )
-from eir_jax.data.pictures import BrokenPicture, read_picture
+from eir_jax.collection.pictures import read_square
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words
 
-FIGURE_QUERIES, FIGURE_COLUMNS, FIGURE_SIZE = 16, 16, 160
+
+class Neighbours(NamedTuple):
+    """What each query found, the nearest first."""
+
+    cosine: Float32[np.ndarray, "query k"]
+    row: Int[np.ndarray, "query k"]
+    """Of the gallery; -1: less similar than was asked for."""
+    names: list[str]
+    """Of the queries."""
 
 
 def embed_query(
-    query: Path, gallery: Embeddings, workdir: Path | None, step: str | None
+    query: Sequence[Path], gallery: Embeddings, workdir: Path | None, step: str | None
 ) -> Embeddings:
-    """Embed a picture or a folder as the gallery was; or read another .npz.
+    """Embed pictures or a folder as the gallery was; or read another .npz.
 
     Raises:
       UserError: it is missing or broken, there is no run to embed it by, or that or
-        the .npz is not of the gallery's checkpoint.
+        the .npz is not of the gallery's checkpoint; or there are several folders.
     """
-    if not query.exists():
-        raise UserError(
-            f"there is no picture, folder or file {in_words(query)} (--query)"
-        )
-    if query.suffix == ".npz":
-        found = read_embeddings(query)
-        _check_same_checkpoint(found.meta, gallery.meta, f"the rows of {query}")
+    for path in query:
+        if not path.exists():
+            raise UserError(
+                f"there is no picture, folder or file {in_words(path)} (--query)"
+            )
+        if len(query) > 1 and (path.is_dir() or path.suffix == ".npz"):
+            raise UserError(f"{path} is no picture; give it as the only --query")
+    if query[0].suffix == ".npz":
+        found = read_embeddings(query[0])
+        check_same_checkpoint(found.meta, gallery.meta, f"the rows of {query[0]}")
         return found
     if workdir is None:
         noted = gallery.meta.get("workdir")
@@ -52,170 +63,130 @@ def embed_query(
                 f"the workdir that the embeddings note, {noted}, does not exist here; "
                 "give --workdir"
             )
-    if query.is_dir():
-        folder, paths = query, existing_pictures(query)
+    if query[0].is_dir():
+        folder, paths = query[0], existing_pictures(query[0])
     else:
-        folder, paths = Path.cwd(), [str(query)]
-        _read(query, 1)  # a broken one need not wait for the checkpoint
+        folder, paths = Path.cwd(), [str(path) for path in query]
+        for path in query:
+            read_square(path, 1)  # a broken one need not wait for the checkpoint
     from eir_jax.evaluation.restore import restore
 
     run = restore(workdir, step or str(gallery.meta.get("step", "last")))
-    _check_same_checkpoint(describe(run, workdir), gallery.meta, str(workdir))
+    check_same_checkpoint(describe(run, workdir), gallery.meta, str(workdir))
     return embed_pictures(run, workdir, folder, paths)
 
 
 def search(
-    query: Embeddings, gallery: Embeddings, k: int
-) -> tuple[Float32[np.ndarray, "query k"], Int[np.ndarray, "query k"]]:
-    """Find each query's k most similar rows: cosine and row, the nearest first.
+    query: Embeddings,
+    gallery: Embeddings,
+    k: int,
+    *,
+    on: str = "embedding",
+    together: bool = False,
+    least: float = -1.0,
+) -> Neighbours:
+    """Find each query's k most similar rows, or those of all queries together.
 
     A query that is in the gallery itself, by its path, does not find itself.
 
+    Args:
+      query: what to look up.
+      gallery: what is found.
+      k: neighbours a query.
+      on: 'embedding' or 'feature'.
+      together: look up one query, the mean of their directions.
+      least: cosine of a neighbour, -1 .. 1.
+
     Raises:
-      UserError: k is out of range, or the rows are not finite or of other dimensions.
+      UserError: k is out of range, the rows are not finite or of other dimensions, or
+        the queries' mean has no direction.
     """
     from eir_jax.evaluation.knn import unit_rows
     from eir_jax.evaluation.nearest import nearest
     from eir_jax.system.progress import ProgressLine
 
-    rows = unit_rows(gallery.embedding, "the embeddings")
-    queries = unit_rows(query.embedding, "the query")
-    place = {identity: row for row, identity in enumerate(_identities(gallery))}
-    own = np.array([place.get(identity, -1) for identity in _identities(query)])
-    cosine = np.empty((len(queries), max(k, 0)), np.float32)
-    index = np.empty(cosine.shape, np.int32)
-    for is_own in (own >= 0, own < 0):
-        if not is_own.any():
-            continue
-        exclude = own[is_own] if own[is_own][0] >= 0 else None
+    rows = unit_rows(rows_on(gallery, on), "the embeddings")
+    queries = unit_rows(rows_on(query, on), "the query")
+    names = names_of(query)
+    own = _own_rows(query, gallery)
+
+    def found_by(which, more=0, exclude=None):
         with closing(ProgressLine("searching", 1)) as bar:
-            found = nearest(
-                queries[is_own], rows, k, exclude=exclude, progress=bar.update
+            return nearest(which, rows, k + more, exclude=exclude, progress=bar.update)
+
+    if together:
+        own = np.unique(own[own >= 0])
+        if not 1 <= k <= len(rows) - len(own):
+            raise UserError(
+                f"k={k} must be from 1 to {len(rows) - len(own)}, the rows that are "
+                "no queries"
             )
-        cosine[is_own], index[is_own] = found
-    return cosine, index
+        mean = unit_rows(queries.mean(axis=0, keepdims=True), "the queries' mean")
+        cosine, row = found_by(mean, len(own))
+        other = ~np.isin(row[0], own)
+        cosine, row = cosine[:, other][:, :k], row[:, other][:, :k]
+        names = [f"{len(names)} together"]
+    else:
+        cosine = np.empty((len(queries), max(k, 0)), np.float32)
+        row = np.empty(cosine.shape, np.int32)
+        for which in (own >= 0, own < 0):
+            if which.any():
+                exclude = own[which] if own[which][0] >= 0 else None
+                cosine[which], row[which] = found_by(queries[which], 0, exclude)
+    return Neighbours(cosine, np.where(cosine >= least - 1e-6, row, -1), names)
 
 
-def print_neighbours(
-    query: Embeddings,
-    gallery: Embeddings,
-    cosine: Float32[np.ndarray, "query k"],
-    index: Int[np.ndarray, "query k"],
-) -> None:
+def print_neighbours(gallery: Embeddings, found: Neighbours) -> None:
     """Print a line for each query's each neighbour."""
-    queries, names = names_of(query), names_of(gallery)
-    for i, name in enumerate(queries):
+    names = gallery.path if gallery.path is not None else gallery.index
+    assert names is not None
+    for i, name in enumerate(found.names):
         for rank, (value, row) in enumerate(
-            zip(cosine[i], index[i], strict=True), start=1
+            zip(found.cosine[i], found.row[i], strict=True), start=1
         ):
-            words = [one_field(name), str(rank), one_field(names[row]), f"{value:.4f}"]
+            if row < 0:
+                break
+            shown = one_field(str(names[row]))
+            words = [one_field(name), str(rank), shown, f"{value:.4f}"]
             if gallery.label is not None:
                 words.append(str(gallery.label[row]))
             print(*words, sep="\t")
 
 
-def draw(
-    query: Embeddings,
-    gallery: Embeddings,
-    cosine: Float32[np.ndarray, "query k"],
-    index: Int[np.ndarray, "query k"],
-    path: Path,
-) -> None:
-    """Draw the first queries and neighbours, their pictures read anew.
-
-    Raises:
-      UserError: a picture is not where it was, or the figure cannot be written.
-    """
-    from eir_jax.figures.neighbours import neighbour_grid
-
-    index, cosine = (x[:FIGURE_QUERIES, :FIGURE_COLUMNS] for x in (index, cosine))
-    rows, place = np.unique(index, return_inverse=True)
-    shown = np.arange(len(index))
-    images = [_pictures(gallery, rows), _pictures(query, shown)]
-    labels = [
-        np.full(len(which), -1) if of.label is None else of.label[which]
-        for of, which in ((gallery, rows), (query, shown))
-    ]
-    if len(shown) < len(query.embedding):
-        print(f"the figure shows the first {len(shown)} queries", file=sys.stderr)
-    queries, neighbours = _shown_names(query), _shown_names(gallery)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # signs that the font does not have
-            neighbour_grid(
-                np.concatenate(images),
-                place.reshape(index.shape),
-                len(rows) + shown,
-                np.concatenate(labels),
-                path,
-                cosine,
-                row_names=[queries[i] for i in shown],
-                image_names=[neighbours[row] for row in rows]
-                + [queries[i] for i in shown],
-                class_names=gallery.meta.get("class_names"),
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+def _own_rows(query: Embeddings, gallery: Embeddings) -> Int[np.ndarray, " query"]:
+    """Return the gallery's row of each query that is in it, else -1."""
+    wanted = _identities(query, names_of(query))
+    if gallery.path is None:
+        candidates = np.arange(len(gallery.embedding))
+    else:  # of a million paths few are looked at: those of a query's own name
+        ends = {os.path.basename(name) for name in wanted}
+        candidates = np.flatnonzero(_ends_with(gallery.path, ends))
+    column = gallery.index if gallery.path is None else gallery.path
+    assert column is not None
+    found = _identities(gallery, [str(name) for name in column[candidates]])
+    place = {name: int(row) for name, row in zip(found, candidates, strict=True)}
+    return np.array([place.get(name, -1) for name in wanted])
 
 
-def _shown_names(embeddings: Embeddings) -> list[str]:
-    """Return the files' own names, without their folders, as a font can draw them."""
-    names = (one_field(os.path.basename(name)) for name in names_of(embeddings))
-    return [name.encode(errors="replace").decode() for name in names]
+def _ends_with(paths: np.ndarray, ends: set[str]) -> Bool[np.ndarray, " row"]:
+    if len(ends) > 20:
+        return np.array([os.path.basename(path) in ends for path in paths.tolist()])
+    masks = [np.char.endswith(paths, end) for end in ends]
+    return np.logical_or.reduce(masks)
 
 
-def _pictures(
-    embeddings: Embeddings, rows: Int[np.ndarray, " row"]
-) -> UInt8[np.ndarray, "row size size 3"]:
-    """Read the pictures that rows were made of, at the figure's size."""
-    from PIL import Image
-
-    source = Path(embeddings.meta["source"])
-    if embeddings.path is not None:
-        return np.stack(
-            [_read(source / str(embeddings.path[row]), FIGURE_SIZE) for row in rows]
-        )
-    if not source.is_file():
-        raise UserError(
-            f"the figure needs the pictures, and {source} is no file here; give "
-            "--images=FILE.npz with those embedded"
-        )
-    assert embeddings.index is not None
-    images, _ = read_images(source, embeddings.meta.get("split") or None)
-    rows = embeddings.index[rows]
-    if rows.min() < 0 or rows.max() >= len(images):
-        raise UserError(
-            f"{source} holds {len(images)} images and the embeddings are of row "
-            f"{rows.max()}; give --images=FILE.npz with those embedded"
-        )
-    size, method = (FIGURE_SIZE, FIGURE_SIZE), Image.Resampling.NEAREST
-    return np.stack(
-        [np.asarray(Image.fromarray(images[row]).resize(size, method)) for row in rows]
-    )
-
-
-def _read(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    try:
-        return read_picture(path, size)
-    except BrokenPicture as error:
-        raise UserError(
-            f"{path} cannot be read as a picture: {error}"
-            + ("; give --images=DIR" if not path.exists() else "")
-        ) from None
-
-
-def _identities(embeddings: Embeddings) -> list[str]:
+def _identities(embeddings: Embeddings, names: Sequence[str]) -> list[str]:
     """Return for each row what tells that two are of the same picture."""
     source = embeddings.meta["source"]
     if embeddings.path is None:
         which = f"{source}:{embeddings.meta.get('split', '')}:"
-        return [which + name for name in names_of(embeddings)]
+        return [which + name for name in names]
     real = functools.cache(os.path.realpath)
-    paths = (os.path.join(source, name) for name in names_of(embeddings))
+    paths = (os.path.join(source, name) for name in names)
     return [os.path.join(real(os.path.dirname(p)), os.path.basename(p)) for p in paths]
 
 
-def _check_same_checkpoint(meta: dict, other: dict, whose: str) -> None:
+def check_same_checkpoint(meta: dict, other: dict, whose: str) -> None:
     """Refuse to compare what different networks say: their cosines mean nothing."""
     one, two = meta.get("checkpoint"), other.get("checkpoint")
     if one and two and one != two:

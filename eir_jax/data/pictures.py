@@ -71,15 +71,38 @@ def read_picture(
       BrokenPicture: there is no file, or it holds no whole picture.
     """
     with _opened(source) as (image, _):
+        return _square(_to_rgb(image), size, fit)
+
+
+def read_with_header(
+    source: Path | bytes, size: int, fit: str = "crop"
+) -> tuple[UInt8[np.ndarray, "size size 3"], Header]:
+    """Read a picture as `read_picture`, and its file's size in pixels and digest.
+
+    Raises:
+      BrokenPicture: as `read_picture`.
+    """
+    with _opened(source, whole=True) as (image, content):
+        plain = _is_plain(image)
         rgb = _to_rgb(image)
-        box = None
-        if fit == "crop":
-            side = min(rgb.size)
-            left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-            # Cropped and resized at once: a very wide picture is never enlarged whole.
-            box = (left, top, left + side, top + side)
-        square = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(square)
+        header = Header(rgb.height, rgb.width, plain, hashlib.sha256(content).digest())
+        return _square(rgb, size, fit), header
+
+
+def read_thumbnail(source: Path, size: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Read a picture whole and small, its longer side at most `size`, quickly.
+
+    Of a large JPEG fewer pixels are decoded, so that it is `read_picture`'s but for
+    rounding: for the eye, not for an encoder.
+
+    Raises:
+      BrokenPicture: as `read_picture`.
+    """
+    with _opened(source) as (image, _):
+        image.draft("RGB", (2 * size, 2 * size))
+        rgb = _to_rgb(image)
+        rgb.thumbnail((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
 
 
 def read_whole(source: Path | bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -103,8 +126,7 @@ def read_header(source: Path | bytes, decode: bool = True) -> Header:
     digest = b""
     with _opened(source, whole=decode) as (image, content):
         width, height = image.size
-        is_jpeg = image.format in ("JPEG", "MPO")
-        mode = image.mode
+        plain = _is_plain(image)
         if decode:
             digest = hashlib.sha256(content).digest()
             # Of a JPEG an eighth of the pixels: the whole file is read, but quickly.
@@ -113,7 +135,6 @@ def read_header(source: Path | bytes, decode: bool = True) -> Header:
         turn = _turn(image)
         if turn in SIDEWAYS:
             width, height = height, width
-    plain = is_jpeg and mode in ("L", "RGB") and turn is None
     return Header(height, width, plain, digest)
 
 
@@ -149,6 +170,22 @@ def _opened(
         raise BrokenPicture(error.strerror or one_line(str(error))) from None
     except Exception as error:  # on hostile files Pillow raises many types
         raise BrokenPicture(one_line(f"{type(error).__name__}: {error}")) from None
+
+
+def _is_plain(image: Image.Image) -> bool:
+    is_jpeg = image.format in ("JPEG", "MPO")
+    return is_jpeg and image.mode in ("L", "RGB") and _turn(image) is None
+
+
+def _square(rgb: Image.Image, size: int, fit: str) -> UInt8[np.ndarray, "size size 3"]:
+    box = None
+    if fit == "crop":
+        side = min(rgb.size)
+        left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+        # Cropped and resized at once: a very wide picture is never enlarged whole.
+        box = (left, top, left + side, top + side)
+    square = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(square)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -104,7 +104,7 @@ def neighbour_grid(
 
     Args:
         images: the set, 0 .. 255.
-        neighbours: rows of the set, the nearest first.
+        neighbours: rows of the set, the nearest first; negative: none, left empty.
         query_index: rows of the set.
         label: classes; negative, or no labels at all: unknown, a grey frame.
         path: of the PNG; its folders are made.
@@ -142,6 +142,8 @@ def neighbour_grid(
             below = [*below[:1], (line, QUERY, "normal")]
         page.image(i, 0, images[row], QUERY, below)
         for j, other in enumerate(neighbours[i]):
+            if other < 0:
+                continue
             below = [] if cosine is None else [(f"{cosine[i][j]:.2f}", QUERY, "normal")]
             colour = UNKNOWN
             if known and label[other] >= 0:

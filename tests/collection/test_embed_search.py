@@ -1,5 +1,6 @@
 """Pictures of any kind -> embeddings -> neighbours and duplicates, as users run it."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -14,7 +15,6 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
-from eir_jax.collection.duplicates import near_duplicates
 from eir_jax.data.picture_files import list_pictures
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.data.sources import load
@@ -200,38 +200,6 @@ def test_listing_is_recursive_sorted_and_ends(tmp_path):
     ]
 
 
-# Near-duplicates.
-
-
-@pytest.mark.parametrize("limit", [None, 1, 7, 1000])
-@pytest.mark.parametrize("threshold", [-1, 0.2, 0.6, 1])
-def test_near_duplicates_against_brute_force(threshold, limit):
-    """Small whole numbers: there are equal rows and many ties."""
-    rows = np.random.default_rng(0).integers(-2, 3, (83, 4)).astype(np.float32)
-    rows[:, 0] += 0.5
-    unit = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
-    i, j = np.triu_indices(len(unit), 1)
-    cosine = np.sum(unit[i] * unit[j], axis=1)
-    expected = cosine[cosine >= threshold - 1e-6]
-    pairs, found, count = near_duplicates(
-        rows, threshold, limit, row_block=16, column_block=20
-    )
-    assert count == len(expected) > 0
-    assert len(pairs) == len(found) == min(limit or count, count)
-    np.testing.assert_allclose(found, np.sort(expected)[::-1][: len(found)], atol=1e-6)
-    np.testing.assert_allclose(
-        found, np.sum(unit[pairs[:, 0]] * unit[pairs[:, 1]], axis=1), atol=1e-6
-    )
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    assert len(np.unique(pairs, axis=0)) == len(pairs)
-
-
-def test_near_duplicates_of_a_collapsed_embedding_are_bounded():
-    pairs, found, count = near_duplicates(np.ones((9000, 16), np.float32), 0.98)
-    assert count == 9000 * 8999 // 2
-    assert pairs.shape == (1000, 2) and found.shape == (1000,)
-
-
 # The command lines.
 
 
@@ -326,7 +294,13 @@ def test_embed_folder(workdir, folder, embedded):
     assert "Traceback" not in result.stderr
     assert list(out.parent.iterdir()) == [out]  # no leftovers
     found = arrays_of(out)
-    assert found.keys() == {"embedding", "feature", "path", "meta"}
+    columns = {"path", "size", "hash", "grey"}
+    assert found.keys() == {"embedding", "feature", "meta", *columns}
+    for path, size, digest in zip(PATHS, found["size"], found["hash"], strict=True):
+        with Image.open(folder / path) as image:
+            assert image.size == tuple(size)
+        content = (folder / path).read_bytes()
+        assert hashlib.sha256(content).hexdigest().encode() == digest
     assert found["path"].tolist() == PATHS
     assert found["embedding"].dtype == found["feature"].dtype == np.float32
 
@@ -349,8 +323,9 @@ def test_embed_file_and_split(workdir, tmp_path):
     words = [f"--workdir={workdir}", f"--out={tmp_path / 'F.npz'}", "--step=0"]
     command.main([*words, f"--images={tmp_path / 'D.npz'}"])
     one, other = arrays_of(tmp_path / "S.npz"), arrays_of(tmp_path / "F.npz")
-    assert one.keys() == {"embedding", "feature", "index", "label", "meta"}
-    for key in ("embedding", "feature", "index", "label"):
+    columns = ("index", "label", "size", "hash", "grey")
+    assert one.keys() == {"embedding", "feature", "meta", *columns}
+    for key in ("embedding", "feature", *columns):
         np.testing.assert_array_equal(one[key], other[key])
     np.testing.assert_array_equal(one["index"], np.arange(360))
     np.testing.assert_array_equal(one["label"], test.labels)
@@ -387,6 +362,43 @@ def test_search_by_picture(folder, embedded, tmp_path):
     assert {rows[0][2], rows[1][2]} == {"copy of 3.bmp", "noise/3.png"}
 
 
+def test_search_by_several_pictures(folder, embedded, tmp_path, capsys):
+    """Each alone, or what is like all of them: the mean of their directions."""
+    from eir_jax import search as searching
+
+    out, figure = embedded[0], tmp_path / "f.png"
+    names = ["noise/3.png", "noise/5.png"]
+    words = [f"--embeddings={out}", "--on=feature"]
+    words += [f"--query={folder / name}" for name in names]
+
+    def said(*more):
+        searching.main([*words, *more])
+        return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+    arrays = arrays_of(out)
+    unit = arrays["feature"] / np.linalg.norm(arrays["feature"], axis=1, keepdims=True)
+    own = [PATHS.index(name) for name in names]
+    every = unit @ unit[own].T
+    rows = said("--k=9", "--least=0.9")
+    for i, name in enumerate(names):
+        near = {PATHS[j] for j in np.flatnonzero(every[:, i] >= 0.9) if j != own[i]}
+        part = [row for row in rows if row[0] == str(folder / name)]
+        assert {row[2].replace("\\t", "\t") for row in part} == near
+    mean = unit[own].mean(axis=0)
+    cosine = unit @ mean / np.linalg.norm(mean)
+    cosine[own] = -2
+    rows = said("--k=3", "--together", f"--figure={figure}")
+    assert [row[:2] for row in rows] == [["2 together", str(i)] for i in (1, 2, 3)]
+    order = np.argsort(-cosine)[:3]
+    assert [row[2].replace("\\t", "\t") for row in rows] == [PATHS[i] for i in order]
+    np.testing.assert_allclose([float(r[3]) for r in rows], cosine[order], atol=1e-4)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    several = f"--query={folder / 'noise'}"
+    assert "as the only --query" in refused("search", *words, several)
+    assert "k=9 must be from 1 to 8" in refused("search", *words, "--together", "--k=9")
+    assert "a cosine" in refused("search", *words, "--least=2")
+
+
 def test_weights_go_out_and_embed_as_the_run(workdir, folder, embedded, tmp_path):
     weights, file = tmp_path / "deeper" / "F.safetensors", tmp_path / "W.npz"
     result = done("export", f"--workdir={workdir}", f"--to={weights}")
@@ -417,13 +429,6 @@ def test_search_by_folder_skips_the_broken(workdir, folder, embedded):
         assert sorted([name, *(row[2] for row in part)]) == sorted(names)
 
 
-def test_duplicates(embedded):
-    out, _ = embedded
-    result = done("search", f"--embeddings={out}", "--duplicates=0.99999")
-    assert rows_of(result) == [["copy of 3.bmp", "noise/3.png", "1.0000"]]
-    assert "1 pair of" in result.stderr
-
-
 def test_names_that_are_no_unicode_go_out_as_they_are(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     np.savez(tmp_path / "E.npz", embedding=np.ones((2, 4)), path=[name, "b.png"])
@@ -436,7 +441,8 @@ def test_names_that_are_no_unicode_go_out_as_they_are(tmp_path):
         capture_output=True,
         timeout=120,
     )
-    assert result.stdout == b"caf\xe9.png\tb.png\t1.0000\n", result.stderr
+    line = b"caf\xe9.png\tb.png\t1.0000\tnear\n"
+    assert result.stdout == line, result.stderr
 
 
 def test_neither_imports_tensorflow(workdir, folder, tmp_path):
