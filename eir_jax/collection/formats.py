@@ -18,10 +18,8 @@ from eir_jax.system import processes
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import check_suffix, check_writable, replacing, to_json
 
-SPRITE, MOST_SPRITE = (
-    8192,
-    10_000,
-)  # TensorBoard's: pixels a side; pictures, for a browser
+SPRITE, MOST_SPRITE = 8192, 10_000
+"""TensorBoard's: pixels a side; pictures, for a browser."""
 
 
 def check_form(file: Path) -> None:
