@@ -43,7 +43,7 @@ def main():
         program(
             "embed", f"--workdir={args.workdir}", f"--images={pictures}", embeddings
         )
-        words = program("search", "--duplicates", embeddings=embeddings)
+        words = program("search", "--duplicates", f"--embeddings={embeddings}")
     found = [frozenset(line.split("\t")[:2]) for line in words.splitlines()]
     result = score(found, truth)
     if args.json:
@@ -53,12 +53,8 @@ def main():
         print(f"{name:32} {value}")
 
 
-def program(command, *flags, embeddings=None):
+def program(command, *flags):
     """Run a command of eir_jax; return what it prints."""
-    *flags, last = flags
-    flags.append(last if embeddings else f"--out={last}")
-    if embeddings:
-        flags.append(f"--embeddings={embeddings}")
     words = [sys.executable, "-m", f"eir_jax.{command}", *flags]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -90,7 +86,7 @@ def make(images, folder, copies, seed):
     truth = {}
     for j, i in enumerate(rng.permutation(len(images))[:copies]):
         kind, names = KINDS[j % len(KINDS)], (f"{i:05}.jpg", f"copy{j:03}.jpg")
-        copy(*(folder / name for name in names), kind, rng)
+        copy(folder / names[0], folder / names[1], kind, rng)
         truth[frozenset(names)] = kind
     return truth
 
@@ -111,9 +107,10 @@ def copy(source, target, kind, rng):
         image = ImageEnhance.Brightness(image).enhance(rng.uniform(1.15, 1.5))
     elif kind == "cropped":
         scale = rng.uniform(0.75, 0.92)
-        size = np.array([round(side * scale) for side in image.size])
-        at = rng.integers(0, np.array(image.size) - size + 1)
-        image = image.crop((*at, *(at + size)))
+        width, height = (round(side * scale) for side in image.size)
+        x = int(rng.integers(0, image.width - width + 1))
+        y = int(rng.integers(0, image.height - height + 1))
+        image = image.crop((x, y, x + width, y + height))
     else:
         image = ImageOps.mirror(image)
     image.save(target, quality=quality)
