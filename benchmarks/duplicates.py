@@ -41,7 +41,10 @@ def main():
         pictures, embeddings = Path(folder, "pictures"), Path(folder, "E.npz")
         truth = make(images, pictures, args.copies, args.seed)
         program(
-            "embed", f"--workdir={args.workdir}", f"--images={pictures}", embeddings
+            "embed",
+            f"--workdir={args.workdir}",
+            f"--images={pictures}",
+            f"--out={embeddings}",
         )
         words = program("search", "--duplicates", f"--embeddings={embeddings}")
     found = [frozenset(line.split("\t")[:2]) for line in words.splitlines()]
