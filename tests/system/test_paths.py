@@ -90,8 +90,8 @@ PATH = "--config.data.path=f3"
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (embed, ["--workdir=w", "--images=.", "--out=a.csv"]),
-        (embed, ["--workdir=w", "--images=.", "--out=a.parquet"]),
+        (embed, ["--workdir=w", "--images=.", "--out=a.xlsx"]),
+        (embed, ["--workdir=w", "--images=.", "--out=a.json"]),
         (embed, ["--workdir=w", "--images=.", "--out=a"]),
         (search, ["--embeddings=E.npz", "--query=.", "--figure=a.jpg"]),
         (search, ["--embeddings=E.npz", "--query=.", "--figure=a.pdf"]),
@@ -150,7 +150,8 @@ def test_without_the_right_to_write(tmp_path):
 
 
 def test_labels_are_stored_as_they_were_given(tmp_path):
-    from eir_jax.collection.embeddings import Embeddings, read_embeddings, written_whole
+    from eir_jax.collection.embeddings import Embeddings, read_embeddings
+    from eir_jax.collection.formats import written_whole
 
     rows, labels = np.eye(3, dtype=np.float32), np.array([2**40, 0, -1])
     with written_whole(tmp_path / "E.npz") as write:
