@@ -8,7 +8,7 @@ r"""Time our training step against PyTorch's, of the same mathematics.
 
 First both sides take one tiny step in float32 and one in float64 on the host, from the
 same parameters, bank and batch: what differs is printed (tests/test_pytorch_step.py
-sets the bounds).
+sets the bounds). --no_check leaves that minute out.
 Then, for each size, both start from the same state, compile, take one step on the same
 batch (the two losses are printed), warm up, and take turns in blocks of steps. Printed
 are medians of the blocks' ms a step, and PyTorch's / ours (more than 1: ours is
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     report: dict[str, Any] = {"flags": flags, "machine": describe(device, args)}
     show = (lambda title, values: None) if args.json else print_values
     show("machine", report["machine"])
-    if not args.no_torch:
+    if not args.no_torch and not args.no_check:
         from benchmarks import our_step, pytorch_check
 
         report["check"] = {}
@@ -112,6 +112,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="store_true",
         help="PyTorch encodes views and mixed images in one pass, not in two",
     )
+    parser.add_argument("--no_check", action="store_true", help="time alone")
     parser.add_argument("--breakdown", action="store_true", help="parts of our step")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write the JSON object to this file")
@@ -264,8 +265,10 @@ def make_our_side(ours, device, first) -> tuple[Side, Callable[[], Any]]:
     from eir_jax.system import sharding
     from eir_jax.training.step import compile_train_step
 
-    jitted: Any = compile_train_step(ours.step, ours.state, ours.mesh, ours.views_of)
-    batches = sharding.put_batches(chain([first], ours.batches), ours.mesh)
+    jitted: Any = compile_train_step(
+        ours.step, ours.state, ours.parts.mesh, ours.views_of
+    )
+    batches = sharding.put_batches(chain([first], ours.batches), ours.parts.mesh)
     state = ours.state
     compiled: Any = None
 
