@@ -1,6 +1,7 @@
 """One step of training: a pure function of state and batch."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 
 Batch = dict[str, Array]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = Mapping[str, Float[Array, ""]]
 SMALL = 2**12  # numbers
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -160,6 +161,32 @@ def _norm(gradient: Any) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in parts))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Together(Mapping[str, Float[Array, ""]]):
+    """Scalars by name that lie in one array: the host fetches them by one copy."""
+
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    row: Float[Array, " names"]
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> "Together":
+        """Put them in a row by their names, in the widest type among them."""
+        names = tuple(sorted(metrics))
+        return cls(names, jnp.stack([metrics[name] for name in names]))
+
+    def __getitem__(self, name: str) -> Float[Array, ""]:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.row[self.names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def compile_train_step(
     step: TrainStep,
     state: TrainState,
@@ -167,6 +194,8 @@ def compile_train_step(
     views_of: Callable[[Batch], Batch] | None = None,
 ) -> TrainStep:
     """Map a step over the mesh; the state given to it is donated (gone afterwards).
+
+    Its metrics come `Together`.
 
     Args:
       step: as `make_train_step` returns it.
@@ -180,7 +209,8 @@ def compile_train_step(
         if views_of:
             with jax.named_scope("views"):
                 batch = views_of(batch)
-        return step(state, batch)
+        state, metrics = step(state, batch)
+        return state, Together.of(metrics)
 
     return jax.jit(
         whole_step,

@@ -11,6 +11,7 @@ from eir_jax.objectives import losses
 from eir_jax.objectives.memory_bank import update_memory_bank
 from eir_jax.objectives.relations import Comparison, bank_candidates, relate
 from eir_jax.run.optimizer import make_schedule
+from eir_jax.training.step import Together
 
 
 def run_steps(devices, num_steps=5, dtype=jnp.float32, **changes):
@@ -246,3 +247,15 @@ def test_training_lowers_the_loss():
         history.append(float(metrics["loss_instance"]))
     assert history[-1] < history[0] - 0.5
     assert np.isfinite(optax.tree.norm(state.params))
+
+
+def test_metrics_come_to_the_host_by_one_copy(run):
+    state, batch = run.create(), run.put(0)
+    _, apart = jax.eval_shape(run.pure_step, state, batch)
+    _, together = jax.eval_shape(run.compiled(state), state, batch)
+    assert len(jax.tree.leaves(together)) == 1
+    assert list(together) == list(apart)
+    found = jax.device_get(Together.of({"b": jnp.ones(()), "a": jnp.zeros(())}))
+    assert dict(found.items()) == {"a": 0, "b": 1}
+    with pytest.raises(KeyError):
+        found["c"]
