@@ -4,10 +4,10 @@
     python benchmarks/kernels.py --trace RUN/profile   # of --config.profile_steps=A:B
     python benchmarks/kernels.py --model resnet18 --width 64 --top 20 --json
 
-On a GPU an operation is a kernel; on a CPU one of XLA's, named as in the compiled
-program. Printed are milliseconds, summed over the steps of the profile, the share of
-all that the device or the threads did, and how often it ran. Threads overlap: on a CPU
-the sum may exceed the wall time.
+On a GPU an operation is a kernel, and the kinds of them are summed up; on a CPU one of
+XLA's, named as in the compiled program. Printed are milliseconds, summed over the steps
+of the profile, the share of all that the device or the threads did, and how often it
+ran. Threads overlap: on a CPU the sum may exceed the wall time.
 """
 
 import argparse
@@ -22,6 +22,15 @@ from eir_jax.system import cli
 from eir_jax.system.errors import UserError
 
 STEPS = 10
+# Of a GPU's kernels, by the first words that are in the name.
+KINDS = {
+    "copy": ("Mem",),
+    "convolution": ("fprop", "dgrad", "wgrad", "cudnn", "nhwc", "nchw", "bf16_s16816f"),
+    "product": ("gemm",),
+    "sum": ("reduce",),
+    "transposition": ("transpose",),
+    "other": ("",),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -51,13 +60,36 @@ def main(argv: list[str]) -> None:
     ]
     if args.json:
         flags = vars(args) | {"trace": args.trace and str(args.trace)}
-        print(json.dumps(flags | {"total ms": total, "operations": found}, indent=2))
+        print(
+            json.dumps(
+                flags
+                | {
+                    "total ms": total,
+                    "kinds": by_kind(operations),
+                    "operations": found,
+                },
+                indent=2,
+            )
+        )
         return
     print(f"{total:,.1f} ms in {len(operations)} operations")
+    for kind, (ms, runs) in by_kind(operations).items():
+        print(f"{ms:10,.2f} ms {ms / total:6.1%} x{runs:<5} {kind}")
+    print()
     for row in found:
         print(
             f"{row['ms']:10,.2f} ms {row['share']:6.1%} x{row['runs']:<5} {row['name']}"
         )
+
+
+def by_kind(operations: dict[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+    """Return kind -> (milliseconds, runs); of a CPU's operations all are 'other'."""
+    found: dict[str, tuple[float, int]] = {}
+    for name, (ms, runs) in operations.items():
+        kind = next(k for k, words in KINDS.items() if any(w in name for w in words))
+        before = found.get(kind, (0.0, 0))
+        found[kind] = (before[0] + ms, before[1] + runs)
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
 def trace_steps(args: argparse.Namespace, folder: str) -> None:
