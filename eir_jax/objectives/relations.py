@@ -224,6 +224,7 @@ def _relate_streamed(
 
     query, pair = views / temperature, (0, 1)
     moving: tuple[int, ...] = ()
+    multiples: tuple[float, ...] = ()
     own_scores = own_score(query, (temperature, temperature))
     direction = None
     if comparison is not None:
@@ -233,6 +234,7 @@ def _relate_streamed(
             compared = jnp.stack([view1 / taus[0], view2 / taus[1]])
             own_compared = own_score(compared, taus)
             query = jnp.concatenate([query, compared])
+            multiples = (temperature / taus[0], temperature / taus[1])
         held = compared[0]
         if comparison.stop_gradient:
             held = jax.lax.stop_gradient(held)
@@ -240,7 +242,8 @@ def _relate_streamed(
         moves = (not comparison.stop_gradient, comparison.symmetric)
         moving = tuple(view for view, does in zip(pair, moves, strict=True) if does)
     others = other_rows(
-        rows, query, direction, excluded, own_scores[0], count, pair, moving, mesh
+        *(rows, query, direction, excluded, own_scores[0], count),
+        *(pair, moving, multiples, mesh),
     )
     log_own = _log_share(own_scores, others.log_sum[:2])
     mean_score = others.mean_score[:2]

@@ -59,7 +59,7 @@ class _Sums(NamedTuple):
     ahead: Int[Array, " batch"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9, 10))
 def other_rows(
     memory_bank: Float[Array, "rows dim"],
     query: Float[Array, "views batch dim"],
@@ -69,6 +69,7 @@ def other_rows(
     num_examples: int,
     pair: tuple[int, int] = (0, 1),
     moving: tuple[int, ...] = (),
+    multiples: tuple[float, ...] = (),
     mesh: Mesh | None = None,
     block_rows: int = 0,
 ) -> OtherRows:
@@ -89,24 +90,27 @@ def other_rows(
       pair: the two views that are compared.
       moving: the views in which the slope's dependence on p is differentiated; in
         others p counts as fixed there.
+      multiples: the last views are these multiples of the first ones, whose scores
+        give theirs.
       mesh: devices along the axis 'data'; None: one device.
       block_rows: rows scored at once on each device; 0: `rows_at_once`.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
-        mesh, block_rows,
+        multiples, mesh, block_rows,
     )[0]  # fmt: skip
 
 
 def _forward(
     memory_bank, query, direction, excluded, threshold, num_examples, pair, moving,
-    mesh, block_rows,
+    multiples, mesh, block_rows,
 ):  # fmt: skip
     stream = functools.partial(
         _stream,
         num_examples=num_examples,
         pair=pair,
         moving=moving,
+        multiples=multiples,
         block_rows=block_rows or rows_at_once(query.shape[1], mesh),
         careful=computed_in_float32(memory_bank, mesh),
     )
@@ -136,8 +140,9 @@ def _forward(
 
 
 def _backward(
-    num_examples, pair, moving, mesh, block_rows, residuals, cotangent: OtherRows
-):
+    num_examples, pair, moving, multiples, mesh, block_rows, residuals,
+    cotangent: OtherRows,
+):  # fmt: skip
     mean_row, turn, direction = residuals
     query = cotangent.log_sum[..., None] * mean_row
     for place, view in enumerate(moving):
@@ -152,7 +157,7 @@ other_rows.defvjp(_forward, _backward)
 
 def _stream(
     axis, memory_bank, query, excluded, threshold, *, num_examples, pair, moving,
-    block_rows, careful,
+    multiples, block_rows, careful,
 ) -> _Sums:  # fmt: skip
     """Stream over the rows of one device."""
     views, batch, dim = query.shape
@@ -168,7 +173,7 @@ def _stream(
         fresh = (place >= i * block_rows) & (first + place < num_examples)
         other = (first + place)[None, None] != excluded[..., None]
         taken = fresh[None] & other.all(1)
-        return _add(sums, block, query, taken, threshold, pair, moving)
+        return _add(sums, block, query, taken, threshold, pair, moving, multiples)
 
     zeros = functools.partial(jnp.zeros, dtype=query.dtype)
     return jax.lax.fori_loop(
@@ -193,10 +198,13 @@ def _add(
     threshold: Float[Array, " batch"],
     pair: tuple[int, int],
     moving: tuple[int, ...],
+    multiples: tuple[float, ...],
 ) -> _Sums:
     """Add a block of rows."""
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    score = product("vbd,nd->vbn", query, block)
+    score = product("vbd,nd->vbn", query[: len(query) - len(multiples)], block)
+    more = [score[view] * times for view, times in enumerate(multiples)]
+    score = jnp.concatenate([score, *(x[None] for x in more)])
     score = jnp.where(taken[None], score, NO_SCORE)
     top = jnp.maximum(sums.top, score.max(axis=-1))
     weight = jnp.exp(score - top[..., None])
