@@ -12,6 +12,7 @@ from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
 from eir_jax.objectives.clusters import make_cluster_objective
 from eir_jax.objectives.cmc import make_cmc_objective
+from eir_jax.objectives.deepcluster import make_deepcluster_objective
 from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
@@ -29,6 +30,7 @@ SYSTEMS = (
     "cmc",
     "and",
     "clusters",
+    "deepcluster",
     "supervised",
 )
 """What `config.objective` may be."""
@@ -63,6 +65,8 @@ def make_objective(
             return make_neighbourhood_objective(config, num_examples, mesh)
         case "clusters":
             return make_cluster_objective(config, num_examples, mesh)
+        case "deepcluster":
+            return make_deepcluster_objective(config, num_examples, mesh)
         case "supervised":
             return make_supervised_objective()
         case name:
@@ -92,10 +96,23 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"objective=supervised with model.num_classes={config.model.num_classes}; "
             "give the number of classes, like --config.model.num_classes=10"
         )
-    if name != "supervised" and config.model.num_classes:
+    if name not in ("supervised", "deepcluster") and config.model.num_classes:
         yield (
             f"model.num_classes={config.model.num_classes} is for "
-            f"objective=supervised alone; use 0 with objective={name}"
+            "objective=supervised and deepcluster alone; use 0 with "
+            f"objective={name}"
+        )
+    count = config.clusters.count
+    if name == "deepcluster" and config.model.num_classes != count:
+        yield (
+            f"objective=deepcluster with model.num_classes={config.model.num_classes} "
+            f"and clusters.count={count}: its classifier tells the clusters apart; "
+            f"give the same number, like --config.model.num_classes={count}"
+        )
+    if name == "deepcluster" and count < 2:
+        yield (
+            f"clusters.count={count} leaves objective=deepcluster nothing to tell "
+            "apart; use 2 or more"
         )
     if name == "and" and config.num_rounds < 2:
         yield (
@@ -143,7 +160,8 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
             "images: an instance would find its own last key among the others'; use "
             f"at most {largest}"
         )
-    if config.objective == "clusters" and config.clusters.count > num_examples:
+    clustered = config.objective in ("clusters", "deepcluster")
+    if clustered and config.clusters.count > num_examples:
         yield (
             f"clusters.count={config.clusters.count} exceeds the {num_examples} "
             f"training images; use at most {num_examples}"

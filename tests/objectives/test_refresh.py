@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 from small import small_config
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.clusters import cluster_loss, k_means
+from eir_jax.objectives.clusters import cluster_loss
+from eir_jax.objectives.k_means import k_means
 from eir_jax.objectives.neighbourhoods import (
     choose_anchors,
     neighbourhood_log_probability,

@@ -11,6 +11,7 @@ from test_main import save_arrays
 from test_step import assert_close
 
 from configs import digits
+from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
 from eir_jax.objectives.systems import EIR, SYSTEMS
@@ -18,6 +19,7 @@ from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 from eir_jax.training.loop import train_and_evaluate
+from eir_jax.training.periods import make_refresh
 
 SETTINGS = {
     "supervised": {"model.num_classes": 10},
@@ -28,6 +30,7 @@ SETTINGS = {
     "ir_nce": {"nce.negatives": 20},
     "and": {"num_rounds": 2},
     "clusters": {"clusters.count": 5},
+    "deepcluster": {"clusters.count": 5, "model.num_classes": 5},
     "cmc": {"model.towers": "lab"},
 }
 OTHERS = [name for name in SYSTEMS if name not in EIR]
@@ -35,10 +38,13 @@ OTHERS = [name for name in SYSTEMS if name not in EIR]
 
 def take_steps(run, state, count=2, spoil=None):
     """Take steps of noise; the view that `spoil` names is NaN. Return the last."""
-    step, refresh = None, run.parts.compiled_refresh()
+    step = None
+    images = np.random.default_rng(9).normal(size=(run.num_examples, 8, 8, 3))
+    embed = make_embed(run.config, run.mesh)
+    refresh = make_refresh(run.parts, images.astype(np.float32), embed)
     for number in range(count):
         if refresh:
-            state = refresh(state, number)
+            state = refresh(state, number, lambda note: None)
         step = step or run.compiled(state)
         batch = run.put(number)
         rng = np.random.default_rng(number)
@@ -58,7 +64,7 @@ def in_float64(state):
     )
 
 
-@pytest.mark.parametrize("name", ["isif", "moco", "and", "clusters"])
+@pytest.mark.parametrize("name", ["isif", "moco", "and", "clusters", "deepcluster"])
 def test_one_device_equals_eight(name):
     """In float64: parameters, statistics, and all that is remembered."""
     config = small_config(objective=name, **SETTINGS[name])
@@ -126,13 +132,14 @@ def test_trains_and_evaluates(name, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_resumes_across_a_refresh_to_the_bit(tmp_path):
+@pytest.mark.parametrize("name", ["clusters", "deepcluster"])
+def test_resumes_across_a_refresh_to_the_bit(name, tmp_path):
     """Clusters, found anew each epoch: three epochs at once, or one and two more."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     often = {"checkpoint_every_epochs": 1}
-    train_and_evaluate(tiny("clusters", num_epochs=3, **often), whole)
-    train_and_evaluate(tiny("clusters", num_epochs=1, **often), parts)
-    train_and_evaluate(tiny("clusters", num_epochs=3, **often), parts)
+    train_and_evaluate(tiny(name, num_epochs=3, **often), whole)
+    train_and_evaluate(tiny(name, num_epochs=1, **often), parts)
+    train_and_evaluate(tiny(name, num_epochs=3, **often), parts)
     ends = [
         json.loads((w / "checkpoints/6/meta/metadata").read_text())["checksums"]
         for w in (whole, parts)
@@ -154,7 +161,19 @@ def test_resumes_across_a_refresh_to_the_bit(tmp_path):
         ("supervised", {"model.num_classes": 0}, "give the number of classes"),
         ("supervised", {"model.num_classes": 9}, "less than the classes.*use 10"),
         ("isif", {"inter.negatives": "bank"}, "no bank; use inter.negatives=batch"),
-        ("isif", {"model.num_classes": 9}, "objective=supervised alone"),
+        (
+            "isif",
+            {"model.num_classes": 9},
+            "objective=supervised and deepcluster alone",
+        ),
+        ("deepcluster", {"clusters.count": 7}, "give the same number.*num_classes=7"),
+        ("deepcluster", {"clusters.count": 1, "model.num_classes": 1}, "use 2 or more"),
+        (
+            "deepcluster",
+            {"clusters.count": 2000, "model.num_classes": 2000},
+            "exceeds the 1437.*at most 1437",
+        ),
+        ("deepcluster", {"on_top": True}, "no relations.*on_top=false"),
         ("cmc", {}, "the first 100 train images of digits are grey"),
         ("cmc", {"model.towers": "one"}, "model.towers=one.*use model.towers=lab"),
         ("iraug", {"model.towers": "lab"}, "model.towers=lab.*use model.towers=one"),
