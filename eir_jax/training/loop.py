@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +269,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         for step in range(start_step + 1, num_steps + 1):
             period, within = divmod(step - 1, run.refresh_steps)
             if run.refresh and not within:
-                state = run.refresh(state, period, partial(progress.update, step - 1))
+                state = run.refresh(state, period, progress.show)
             batch = next(batches)
             if step in skipped:
                 state = state.replace(step=state.step + 1)

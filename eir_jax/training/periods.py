@@ -21,9 +21,9 @@ class Refresh(Protocol):
     """(state, period, show) -> the state that the period begins with."""
 
     def __call__(
-        self, state: TrainState, period: int, show: Callable[..., None]
+        self, state: TrainState, period: int, show: Callable[[str], None]
     ) -> TrainState:
-        """Do it; `show` is told `note=`, what is being done."""
+        """Do it; `show` is told what is being done."""
 
 
 def make_refresh(parts: Parts, images: Images, embed: Embed) -> Refresh | None:
@@ -38,16 +38,16 @@ def make_refresh(parts: Parts, images: Images, embed: Embed) -> Refresh | None:
     if compiled is None:
         return None
 
-    def refresh(state: TrainState, period: int, show: Callable[..., None]):
+    def refresh(state: TrainState, period: int, show: Callable[[str], None]):
         seen = []
         if parts.objective.looks_at_all:
 
             def count(done: int) -> None:
-                show(note=f"features {done:,}/{len(images):,}")
+                show(f"features {done:,}/{len(images):,}")
 
             features = embed(state, images, count).feature
             seen = [put_features(np.asarray(features), parts.mesh)]
-            show(note="clusters")
+            show("clusters")
         return compiled(state, period, *seen)
 
     return refresh

@@ -1,6 +1,7 @@
 """Every system as a step, and from training to evaluation."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +88,10 @@ def test_a_loss_that_is_not_finite_enqueues_nothing():
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.memory))
 
 
-def test_a_memory_is_restored_on_other_devices(tmp_path):
-    """Written by eight, read by one: key encoder, queue and pointer."""
-    config = small_config(objective="eir_moco", **SETTINGS["eir_moco"])
+@pytest.mark.parametrize("name", ["eir_moco", "deepcluster"])
+def test_a_memory_is_restored_on_other_devices(name, tmp_path):
+    """Written by eight, read by one: key encoder, queue and pointer; or clusters."""
+    config = small_config(objective=name, **SETTINGS[name])
     eight = SmallRun(config, 8)
     state = eight.create()
     checkpoints = Checkpoints(tmp_path / "c")
@@ -132,7 +134,9 @@ def test_trains_and_evaluates(name, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", ["clusters", "deepcluster"])
+@pytest.mark.parametrize(
+    "name", ["clusters", pytest.param("deepcluster", marks=pytest.mark.slow)]
+)
 def test_resumes_across_a_refresh_to_the_bit(name, tmp_path):
     """Clusters, found anew each epoch: three epochs at once, or one and two more."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -140,13 +144,29 @@ def test_resumes_across_a_refresh_to_the_bit(name, tmp_path):
     train_and_evaluate(tiny(name, num_epochs=3, **often), whole)
     train_and_evaluate(tiny(name, num_epochs=1, **often), parts)
     train_and_evaluate(tiny(name, num_epochs=3, **often), parts)
-    ends = [
-        json.loads((w / "checkpoints/6/meta/metadata").read_text())["checksums"]
-        for w in (whole, parts)
-    ]
-    assert ends[0] == ends[1]
+    assert sums(whole, 6) == sums(parts, 6)
     clusters = restore_run(whole).state.memory["cluster"]
     assert set(np.unique(clusters)) == set(range(5))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_resumes_amid_an_epoch_to_the_bit(tmp_path, monkeypatch):
+    """By the order that the epoch's clusters gave, which are not found anew."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = tiny("deepcluster", num_epochs=2, batch_size=256)  # 5 steps an epoch
+    train_and_evaluate(config, whole)
+    with monkeypatch.context() as patch:
+        stop = lambda _, step: signal.SIGTERM if step == 7 else None  # noqa: E731
+        patch.setattr("eir_jax.system.processes.agreed_stop", stop)
+        assert train_and_evaluate(config, parts) == 75
+    train_and_evaluate(config, parts)
+    assert sums(whole, 10) == sums(parts, 10)
+
+
+def sums(workdir, step):
+    notes = workdir / f"checkpoints/{step}/meta/metadata"
+    return json.loads(notes.read_text())["checksums"]
 
 
 @pytest.mark.usefixtures("one_device")
