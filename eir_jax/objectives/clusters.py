@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from eir_jax.objectives.bank import make_grouped_objective
 from eir_jax.objectives.k_means import first_centres, k_means
 from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
-from eir_jax.objectives.relations import similarities
-from eir_jax.objectives.streaming import NO_SCORE
+from eir_jax.objectives.relations import Form, log_share, similarities, streams
+from eir_jax.objectives.streaming import NO_SCORE, other_rows
 
 
 def make_cluster_objective(
@@ -25,12 +25,13 @@ def make_cluster_objective(
     The memory is the bank and `cluster`, a number for each row. In the first epoch,
     whose bank is random, each row is a cluster: that is IR.
     """
-    settings = config.clusters
+    settings, how = config.clusters, {"form": config.bank.form, "mesh": mesh}
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         loss = cluster_loss(
             *(outputs["view1"].embedding, memory["bank"], memory["cluster"]),
             *(batch["index"], config.temperature, num_examples),
+            **how,
         )
         return {"loss_instance": loss}
 
@@ -50,10 +51,33 @@ def cluster_loss(
     index: Int[Array, " batch"],
     temperature: float,
     num_examples: int,
+    *,
+    form: Form = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
-    """Return the mean of -log of the sum of p_ij over the rows j of i's cluster."""
-    scores = similarities(jax.lax.stop_gradient(bank), view, num_examples)
+    """Return the mean of -log of the sum of p_ij over the rows j of i's cluster.
+
+    Args:
+      view: view 1, unit length.
+      bank: no gradient enters it.
+      cluster: of each row, split as the bank.
+      index: the instances of the batch.
+      temperature: tau.
+      num_examples: N; rows from there on are padding.
+      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      mesh: over which the rows are split; None: one device.
+    """
+    bank, own = jax.lax.stop_gradient(bank), cluster[index]
+    if streams(form, bank, len(view), mesh):
+        query = view / temperature
+        none = jnp.zeros((len(view), 0), jnp.int32)
+        found = other_rows(
+            *(bank, jnp.stack([query, query]), None, none, jnp.zeros_like(query[:, 0])),
+            *(num_examples, (0, 1), (), mesh, 0, (cluster, own)),
+        )
+        return -log_share(found.log_sum[0], found.log_sum[1]).mean()
+    scores = similarities(bank, view, num_examples)
     log_p = jax.nn.log_softmax(scores / temperature)
-    members = cluster[None] == cluster[index][:, None]
+    members = cluster[None] == own[:, None]
     members &= (jnp.arange(len(bank)) < num_examples)[None]
     return -jax.nn.logsumexp(jnp.where(members, log_p, NO_SCORE), axis=1).mean()
