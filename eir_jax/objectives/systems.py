@@ -21,6 +21,7 @@ from eir_jax.system.errors import UserError
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
+QUEUES = ("moco", "eir_moco")
 SYSTEMS = (
     *EIR,
     *HOSTS,
@@ -141,24 +142,15 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"model.width={model.width} and model.embedding_dim={model.embedding_dim} "
             "are halved for objective=cmc's two towers; give even numbers"
         )
-    size, batch = config.queue.size, config.batch_size
-    if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
-        below = size // batch * batch
-        yield (
-            f"queue.size={size} is no multiple of batch_size={batch}; use "
-            f"{below or batch}{f' or {below + batch}' if below else ''}"
-        )
 
 
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """Yield what is wrong with them for so many training images."""
-    batch = config.batch_size
-    largest = num_examples // batch * batch - batch
-    if config.objective in ("moco", "eir_moco") and config.queue.size > largest > 0:
+    if config.objective in QUEUES and config.queue.size > num_examples:
+        better = _whole_queue(config, num_examples)
         yield (
-            f"queue.size={config.queue.size} is too long for {num_examples} training "
-            "images: an instance would find its own last key among the others'; use "
-            f"at most {largest}"
+            f"queue.size={config.queue.size} exceeds the {num_examples} training "
+            f"images; use at most {num_examples}, better {better}"
         )
     clustered = config.objective in ("clusters", "deepcluster")
     if clustered and config.clusters.count > num_examples:
@@ -166,6 +158,32 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"clusters.count={config.clusters.count} exceeds the {num_examples} "
             f"training images; use at most {num_examples}"
         )
+
+
+def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
+    """Yield what may cost a system its numbers, for so many training images."""
+    if config.objective not in QUEUES:
+        return
+    size, batch = config.queue.size, config.batch_size
+    if size % batch:
+        below = size // batch * batch
+        words = f"{below} or {below + batch}" if below else f"{batch}"
+        yield (
+            f"queue.size={size} is no multiple of batch_size={batch}: the keys of some "
+            f"batches are replaced a part at a time; {words} would be one"
+        )
+    if size > _whole_queue(config, num_examples):
+        yield (
+            f"queue.size={size} is long for {num_examples} training images: an "
+            "instance finds its own last key among the others'; up to "
+            f"{_whole_queue(config, num_examples)} it seldom does"
+        )
+
+
+def _whole_queue(config: ConfigDict, num_examples: int) -> int:
+    """Return the longest queue of whole batches that leaves one of an epoch out."""
+    batch = config.batch_size
+    return max(num_examples // batch * batch - batch, batch)
 
 
 def training_split(

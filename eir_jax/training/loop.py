@@ -24,7 +24,7 @@ from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
 from eir_jax.objectives.objective import Objective
-from eir_jax.objectives.systems import training_split
+from eir_jax.objectives.systems import training_split, warnings
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
@@ -205,6 +205,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     print(_summary(run, state))
     for note in (*run.dataset.notes, *remarks(run.dataset, config)):
         print(note)
+    for warning in warnings(config, len(run.images)):
+        print(f"warning: {warning}")
     began = startup.began if startup else time.monotonic()
     run_record = RunRecord(workdir, start_step, began)
     if num_steps == 0 and not checkpoints.steps:

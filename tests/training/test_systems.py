@@ -1,6 +1,7 @@
 """Every system as a step, and from training to evaluation."""
 
 import json
+import re
 import signal
 
 import jax
@@ -15,7 +16,7 @@ from configs import digits
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
-from eir_jax.objectives.systems import EIR, SYSTEMS
+from eir_jax.objectives.systems import EIR, SYSTEMS, warnings
 from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
@@ -173,8 +174,7 @@ def sums(workdir, step):
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("moco", {"queue.size": 700}, "queue.size=700 is no multiple.*512 or 1024"),
-        ("moco", {"queue.size": 1024}, "queue.size=1024 is too long.*at most 512"),
+        ("moco", {"queue.size": 1438}, "size=1438 exceeds the 1437.*1437, better 512"),
         ("clusters", {"clusters.count": 2000}, "exceeds the 1437.*at most 1437"),
         ("and", {"num_rounds": 1}, "num_rounds=1 would be IR.*num_rounds=5"),
         ("supervised", {"on_top": True}, "no relations.*on_top=false"),
@@ -203,6 +203,33 @@ def sums(workdir, step):
 def test_bad_settings_are_refused_in_words(name, changes, words, tmp_path):
     with pytest.raises(UserError, match=words):
         train_and_evaluate(tiny(name, **changes), tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (512, []),
+        (700, ["no multiple of batch_size=512: .* 512 or 1024", "long .* up to 512"]),
+        (300, ["no multiple of batch_size=512: .*; 512 would be one"]),
+        (1024, ["queue.size=1024 is long for 1437 training images: .* up to 512 it"]),
+    ],
+)
+def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
+    found = [*warnings(tiny("moco", **{"queue.size": size}), 1437)]
+    assert len(found) == len(words)
+    for said, wanted in zip(found, words, strict=True):
+        assert re.search(wanted, said)
+    assert not [*warnings(tiny("isif", **{"queue.size": size}), 1437)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_queue_of_odd_length_trains_and_says_so(tmp_path, capsys):
+    """700 keys, two batches of 512: row 324 is the next to be written."""
+    config = tiny("moco", **{"queue.size": 700})
+    assert train_and_evaluate(config, tmp_path / "w") == 0
+    assert "warning: queue.size=700 is no multiple" in capsys.readouterr().out
+    assert restore_run(tmp_path / "w").state.memory["pointer"] == 1024 - 700
 
 
 @pytest.mark.usefixtures("one_device")
