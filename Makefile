@@ -36,8 +36,8 @@ suite: $(VENV)/ready-test
 	$(BIN)/python -m pytest
 
 # Retrieval is compared with pytorch-metric-learning, NT-Xent and the queue with lightly,
-# which need torch. The CPU build is
-# taken from the wheels at hand (PIP_FIND_LINKS); the tests say when it is absent.
+# which need torch. The CPU build is taken from the wheels at hand (PIP_FIND_LINKS); the
+# tests say when it is absent.
 oracle: $(VENV)/ready-test  ## for a few more comparisons in the tests
 	$(BIN)/pip install -q --no-index --no-deps torch
 	$(BIN)/pip install -q --no-deps pytorch-metric-learning lightly
