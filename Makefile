@@ -35,11 +35,12 @@ types: $(VENV)/ready-test
 suite: $(VENV)/ready-test
 	$(BIN)/python -m pytest
 
-# Retrieval is compared with pytorch-metric-learning, which needs torch. The CPU build is
-# taken from the wheels at hand (PIP_FIND_LINKS); the tests say when it is absent.
-oracle: $(VENV)/ready-test  ## for one more comparison in the tests
+# Retrieval is compared with pytorch-metric-learning, NT-Xent and the queue with lightly,
+# which need torch. The CPU build is taken from the wheels at hand (PIP_FIND_LINKS); the
+# tests say when it is absent.
+oracle: $(VENV)/ready-test  ## for a few more comparisons in the tests
 	$(BIN)/pip install -q --no-index --no-deps torch
-	$(BIN)/pip install -q --no-deps pytorch-metric-learning
+	$(BIN)/pip install -q --no-deps pytorch-metric-learning lightly
 	$(BIN)/pip install -q faiss-cpu filelock fsspec jinja2 networkx sympy tqdm \
 	  typing_extensions
 

@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
     # Within the batch: 'isif', 'isif_augmented' (after aISIF) and 'simclr' (its
     # model.head is 'mlp_bn', its temperature .5). With a queue: 'moco' and 'eir_moco'
     # (the authors' release of 2022, whose terms have weights of their own). With
-    # labels: 'supervised', which needs model.num_classes.
+    # labels: 'supervised', which needs model.num_classes, or with those of k-means each
+    # epoch: 'deepcluster', whose model.num_classes is clusters.count.
     c.objective = "iraug"
     # The two terms below on top of 'isif', 'simclr' or 'moco' too; where there is a
     # bank they always are. So objective=simclr alone is SimCLR, whatever lambda is.
@@ -68,7 +69,7 @@ def get_config() -> ConfigDict:
     # Queue of 'moco' and 'eir_moco'. That the batch is shuffled before keys are made of
     # it hides what batch norm would tell only where batch_norm.groups is 2 or more.
     c.queue = ConfigDict()
-    c.queue.size = 4096  # keys; a multiple of batch_size, less than the images
+    c.queue.size = 4096  # keys; best a multiple of batch_size well below the images
     c.queue.key_momentum = 0.99  # of the key encoder's moving average; in [0, 1)
 
     c.nce = ConfigDict()  # of 'ir_nce'
@@ -79,9 +80,12 @@ def get_config() -> ConfigDict:
     c.neighbours = ConfigDict()  # of 'and'
     # Round r gives so many times r of the images a neighbour; in (0, 1].
     c.neighbours.share = 0.25
-    c.clusters = ConfigDict()  # of 'clusters'
+    c.clusters = ConfigDict()  # of 'clusters' and 'deepcluster'
     c.clusters.count = 1000  # at most the images
     c.clusters.iterations = 20  # of k-means
+    # Of 'deepcluster' alone: principal components of the features, whitened, among
+    # which k-means looks, at most; 0: the features as they are.
+    c.clusters.components = 256
 
     # Encoder f_theta.
     c.model = ConfigDict()
@@ -97,7 +101,7 @@ def get_config() -> ConfigDict:
     # 'one' network, or 'lab' for two, of half the width and half the embedding each: of
     # an image's lightness and of its colours, as objective=cmc trains them.
     c.model.towers = "one"
-    # Of the linear classifier that objective=supervised trains; 0: there is none.
+    # Of the linear classifier of 'supervised' and 'deepcluster'; 0: there is none.
     c.model.num_classes = 0
     # Of the kernels of convolutions: 'pytorch' U(+-1/sqrt(fan_in)), its default, or
     # 'he' N(0, 2/fan_out), as torchvision's ResNets; the head is PyTorch's either way.

@@ -1,7 +1,8 @@
 """Every system at one setting: the config's views, encoder, rate and batch.
 
 Each has its own temperature, weights and head. An instance is encoded once by IR, AND,
-clusters and CMC (by two towers of half the width), twice by IRaug, ISIF, SimCLR and
+clusters and CMC (by two towers of half the width), once and a third (without gradient,
+each epoch) by DeepCluster, twice by IRaug, ISIF, SimCLR and
 MoCo (once by the key encoder), three times by EIR and four times by its form of 2022.
 """
 
@@ -30,6 +31,7 @@ GRID: dict[str, dict] = {
         "optimizer.nesterov": True,
     },
     "clusters": {"objective": "clusters"},
+    "DeepCluster": {"objective": "deepcluster", "model.num_classes": 1000},
     "CMC": {
         "objective": "cmc",
         "model.towers": "lab",

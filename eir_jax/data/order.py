@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
 # Purposes: each has random numbers of its own.
-ORDER, INTERPOLATION, VIEWS, SHUFFLE, NOISE, CLUSTERS = range(6)
+ORDER, INTERPOLATION, VIEWS, SHUFFLE, NOISE, CLUSTERS, HEADS = range(7)
+REPEATED = 2**16  # see `showings`: more than there are epochs
 
 
 class Interpolation(NamedTuple):
@@ -28,6 +29,47 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, " n"]:
     """Return the instances in the order of an epoch, a permutation of all."""
     return _generator(ORDER, seed, epoch).permutation(num_examples).astype(np.int32)
+
+
+def uniform_order(
+    seed: int, epoch: int, group: Int32[np.ndarray, " n"], count: int
+) -> Int32[np.ndarray, " count"]:
+    """Return instances drawn uniformly over their groups (Caron et al., 2018).
+
+    Each group that has an instance is given as many places as any other, or one more or
+    less. A group of fewer instances than places is drawn from with replacement, of a
+    larger one none comes twice.
+
+    Args:
+      seed: of the run.
+      epoch: from 0 on.
+      group: a number for each instance.
+      count: places of the epoch.
+    """
+    generator = _generator(ORDER, seed, epoch)
+    by_group = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[by_group])) + 1
+    groups = np.split(by_group, starts)
+    fewest, more = divmod(count, len(groups))
+    places = fewest + (generator.permutation(len(groups)) < more)
+    drawn = [
+        generator.choice(members, number, replace=len(members) < number)
+        for members, number in zip(groups, places, strict=True)
+    ]
+    return generator.permutation(np.concatenate(drawn)).astype(np.int32)
+
+
+def showings(order: Int32[np.ndarray, " n"], epoch: int) -> Int32[np.ndarray, " n"]:
+    """Return the numbers by which views are drawn at each place of an epoch's order.
+
+    It is the epoch, where an instance comes first; later it is raised by `REPEATED`
+    each time, so that none is shown the same way twice.
+    """
+    by_instance = np.argsort(order, kind="stable")
+    ordered = order[by_instance]
+    before = np.empty(len(order), np.int64)
+    before[by_instance] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return (epoch + before % (2**31 // REPEATED) * REPEATED).astype(np.int32)
 
 
 def draw_interpolation(
@@ -75,7 +117,11 @@ def draw_interpolation(
 
 
 def draw_uniforms(
-    seed: int, epoch: int, index: Int32[np.ndarray, " n"], view: int, count: int
+    seed: int,
+    epoch: int | Int32[np.ndarray, " n"],
+    index: Int32[np.ndarray, " n"],
+    view: int,
+    count: int,
 ) -> Float32[np.ndarray, "n count"]:
     """Draw the random numbers of views, each row by (seed, epoch, index, view) alone.
 
@@ -84,7 +130,7 @@ def draw_uniforms(
 
     Args:
       seed: of the run, in [0, 2**31).
-      epoch: from 0 on.
+      epoch: from 0 on; one for all, or as `showings` gives it.
       index: of the instances.
       view: 0 or 1.
       count: numbers a view.

@@ -23,7 +23,9 @@ from eir_jax.data.order import (
     draw_interpolation,
     draw_uniforms,
     epoch_order,
+    showings,
     steps_per_epoch,
+    uniform_order,
 )
 from eir_jax.data.views import (
     NUM_COEFFICIENTS,
@@ -55,6 +57,7 @@ def make_train_batches(
     num_steps: int,
     rows: slice = slice(None),
     labels: Int32[np.ndarray, " n"] | None = None,
+    groups: Int32[np.ndarray, " n"] | None = None,
 ) -> Generator[Batch]:
     """Yield the batches of the steps from `start_step` to before `num_steps`.
 
@@ -75,11 +78,13 @@ def make_train_batches(
       num_steps: the step after the last batch.
       rows: the part of each batch to make, as one of several processes.
       labels: of the images, for an objective that asks for them.
+      groups: of the images, for one whose epochs draw uniformly over them; else each
+        image comes once.
 
     Raises:
       UserError: TensorFlow is needed and not installed.
     """
-    draw = _make_draw(len(images), config, mixes(slots))
+    draw = _make_draw(len(images), config, mixes(slots), groups)
     how = (draw, start_step, num_steps, rows)
     if config.data.pipeline == "device":
         batches = _index_batches(*how)
@@ -95,22 +100,24 @@ def _add_labels(batches: Generator[Batch], labels: np.ndarray) -> Generator[Batc
 
 
 def _make_draw(
-    num_examples: int, config: ConfigDict, mixed: bool
+    num_examples: int, config: ConfigDict, mixed: bool, groups: np.ndarray | None
 ) -> Callable[[int], Batch]:
     """Return draw(step): the whole batch but for its images."""
     size = config.batch_size
     per_epoch = steps_per_epoch(num_examples, size)
 
     @lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return epoch_order(config.seed, epoch, num_examples)
+    def order(epoch: int) -> Batch:
+        if groups is None:
+            index = epoch_order(config.seed, epoch, num_examples)
+        else:
+            index = uniform_order(config.seed, epoch, groups, per_epoch * size)
+        return {"index": index, "epoch": showings(index, epoch)}
 
     def draw(step: int) -> Batch:
         epoch, within = divmod(step, per_epoch)
-        batch = {
-            "index": order(epoch)[within * size : (within + 1) * size],
-            "epoch": np.full(size, epoch, np.int32),
-        }
+        part = slice(within * size, (within + 1) * size)
+        batch = {name: value[part] for name, value in order(epoch).items()}
         if mixed:
             drawn = draw_interpolation(
                 config.seed, step, size, config.data.image_size, **config.interpolation
@@ -138,17 +145,18 @@ def _pixel_batches(
     def plan(step: np.ndarray):
         """Return index, coefficients of the views, partner, ratio, box."""
         batch = draw(int(step))
-        epoch, index = int(batch["epoch"][0]), batch["index"]
-        shown = [(index[rows], name) for name in views]
+        epoch, index = batch["epoch"], batch["index"]
+        shown = [(index[rows], epoch[rows], name) for name in views]
         if remote:
-            shown.append((index[batch["partner"]][rows], "view2"))
+            theirs = batch["partner"][rows]
+            shown.append((index[theirs], epoch[theirs], "view2"))
         numbers = [
-            _coefficients(images, recipe, config.seed, epoch, rows_of, name)
-            for rows_of, name in shown
+            _coefficients(images, recipe, config.seed, when, which, name)
+            for which, when, name in shown
         ]
         mixing = [batch[name][rows] for name in ("partner", "ratio", "box") if mixed]
         return [
-            np.stack([rows_of for rows_of, _ in shown], axis=1),
+            np.stack([which for which, _, _ in shown], axis=1),
             np.stack(numbers, axis=1),
             *map(np.ascontiguousarray, mixing),
         ]
@@ -259,7 +267,7 @@ def _coefficients(
     images: Images,
     recipe: Recipe,
     seed: int,
-    epoch: int,
+    epoch: int | Int32[np.ndarray, " n"],
     index: Int32[np.ndarray, " n"],
     view: str,
 ) -> Float32[np.ndarray, "n coefficients"]:

@@ -36,10 +36,18 @@ class Objective(NamedTuple):
     """(memory, outputs, batch, new parameters, finite) -> the memory after the step,
     and what is watched of it. Where the loss is not `finite`, nothing is written. No
     gradient."""
-    refresh: Callable[[Memory, Array], Memory] | None = None
-    """(memory, period) -> the memory for the steps of a period, counted from 0."""
+    refresh: Callable[..., Memory] | None = None
+    """(memory, period) -> the memory for the steps of a period, counted from 0. With
+    `looks_at_all` (memory, period, features), those of all training images by the
+    encoder in evaluation mode: [rows, dim], zero from N on, split by rows."""
     every: Literal["epoch", "round"] = "epoch"
     """The period of `refresh`."""
+    looks_at_all: bool = False
+    renew: Callable[[Any, Array], Any] | None = None
+    """(parameters, period) -> those that the period begins with; after `refresh`."""
+    uniform_over: str = ""
+    """The numbers, an instance each, in the memory, over which a period's batches are
+    drawn uniformly, with repetition; '': each instance once."""
 
 
 def passes_of(slots: tuple[Slot, ...]) -> Passes:

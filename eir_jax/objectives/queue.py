@@ -159,7 +159,12 @@ def enqueue(
     pointer: Int[Array, ""],
     finite: Array,
 ) -> Float[Array, "rows dim"]:
-    """Write the keys from row `pointer` on, and at the end from row 0 on again."""
-    place = (pointer + jnp.arange(len(keys))) % len(queue)
-    place = jnp.where(finite, place, len(queue))  # past the end: dropped
+    """Write the keys from row `pointer` on, and at the end from row 0 on again.
+
+    Of more keys than rows the last ones stay.
+    """
+    number = jnp.arange(len(keys))
+    stays = finite & (number >= len(keys) - len(queue))
+    # Past the end: dropped. Written twice, a row would hold either key.
+    place = jnp.where(stays, (pointer + number) % len(queue), len(queue))
     return queue.at[place].set(keys, mode="drop")

@@ -131,7 +131,7 @@ def log_probability(
         jax.lax.stop_gradient(rows), query[None], None, excluded, score, count,
         mesh=mesh,
     )  # fmt: skip
-    return _log_share(score, others.log_sum[0])
+    return log_share(score, others.log_sum[0])
 
 
 def relate(
@@ -245,7 +245,7 @@ def _relate_streamed(
         *(rows, query, direction, excluded, own_scores[0], count),
         *(pair, moving, multiples, mesh),
     )
-    log_own = _log_share(own_scores, others.log_sum[:2])
+    log_own = log_share(own_scores, others.log_sum[:2])
     mean_score = others.mean_score[:2]
     entropy = -log_own - jnp.expm1(log_own) * (own_scores - mean_score)
     watched = (entropy[0], entropy[1], 1 + others.ahead)
@@ -265,7 +265,7 @@ def _relate_streamed(
     else:
         # KL(p || q) = log p_i - log q_i + (1 - p_i) (E[s_1 - s_2] - (s_1 - s_2)_i),
         # E over the other rows by p, s_1 and s_2 the scores of the two views.
-        log_both = _log_share(own_compared, log_sum)
+        log_both = log_share(own_compared, log_sum)
         if comparison.stop_gradient:
             log_both = log_both.at[0].set(jax.lax.stop_gradient(log_both[0]))
         if own_rows is not None:
@@ -306,7 +306,7 @@ def _without(
     return jnp.where(taken.any(1), NO_SCORE, cosine)
 
 
-def _log_share(own: Array, log_sum: Array) -> Array:
+def log_share(own: Array, log_sum: Array) -> Array:
     """Return log(e^own / (e^own + e^log_sum)), its gradient accurate to rounding.
 
     That of `jax.nn.log_sigmoid` is off by the value's rounding, 1e-6 at -10: too much

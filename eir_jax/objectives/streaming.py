@@ -72,6 +72,7 @@ def other_rows(
     multiples: tuple[float, ...] = (),
     mesh: Mesh | None = None,
     block_rows: int = 0,
+    group: tuple[Int[Array, " rows"], Int[Array, " batch"]] | None = None,
 ) -> OtherRows:
     """Stream the softmax of each query's scores u . m_j over the rows.
 
@@ -94,16 +95,19 @@ def other_rows(
         give theirs.
       mesh: devices along the axis 'data'; None: one device.
       block_rows: rows scored at once on each device; 0: `rows_at_once`.
+      group: a number for each row, split as they are, and one for each instance: the
+        first view then looks at the rows of its own number alone, the second one at
+        the rest.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
-        multiples, mesh, block_rows,
+        multiples, mesh, block_rows, group,
     )[0]  # fmt: skip
 
 
 def _forward(
     memory_bank, query, direction, excluded, threshold, num_examples, pair, moving,
-    multiples, mesh, block_rows,
+    multiples, mesh, block_rows, group,
 ):  # fmt: skip
     stream = functools.partial(
         _stream,
@@ -117,9 +121,9 @@ def _forward(
     sums: _Sums = sharding.map_rows(
         lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
         mesh,
-        in_specs=(P("data"), P(), P(), P()),
+        in_specs=(P("data"), P(), P(), P(), *((P("data"), P()) if group else ())),
         out_specs=P(),
-    )(memory_bank, query, excluded, threshold)
+    )(memory_bank, query, excluded, threshold, *(group or ()))
     # The row of the largest score contributes exp(0): where any row is, total >= 1.
     total = jnp.maximum(sums.total, 1)
     mean_row = sums.rows / total[..., None]
@@ -149,14 +153,14 @@ def _backward(
         query = query.at[view].add(cotangent.slope[view][:, None] * turn[place])
     if direction is not None:
         direction = jnp.sum(cotangent.slope[..., None] * mean_row, axis=0)
-    return None, query, direction, None, None
+    return None, query, direction, None, None, None
 
 
 other_rows.defvjp(_forward, _backward)
 
 
 def _stream(
-    axis, memory_bank, query, excluded, threshold, *, num_examples, pair, moving,
+    axis, memory_bank, query, excluded, threshold, *group, num_examples, pair, moving,
     multiples, block_rows, careful,
 ) -> _Sums:  # fmt: skip
     """Stream over the rows of one device."""
@@ -172,7 +176,12 @@ def _stream(
         place = start + jax.lax.iota(jnp.int32, block_rows)
         fresh = (place >= i * block_rows) & (first + place < num_examples)
         other = (first + place)[None, None] != excluded[..., None]
-        taken = fresh[None] & other.all(1)
+        taken = (fresh[None] & other.all(1))[None]
+        if group:
+            number, own = group
+            number = jax.lax.dynamic_slice_in_dim(number, start, block_rows)
+            member = number[None] == own[:, None]
+            taken = taken & jnp.stack([member, ~member])
         return _add(sums, block, query, taken, threshold, pair, moving, multiples)
 
     zeros = functools.partial(jnp.zeros, dtype=query.dtype)
@@ -194,7 +203,7 @@ def _add(
     sums: _Sums,
     block: Float[Array, "block dim"],
     query: Float[Array, "views batch dim"],
-    taken: Bool[Array, "batch block"],
+    taken: Bool[Array, "#views batch block"],
     threshold: Float[Array, " batch"],
     pair: tuple[int, int],
     moving: tuple[int, ...],
@@ -205,7 +214,7 @@ def _add(
     score = product("vbd,nd->vbn", query[: len(query) - len(multiples)], block)
     more = [score[view] * times for view, times in enumerate(multiples)]
     score = jnp.concatenate([score, *(x[None] for x in more)])
-    score = jnp.where(taken[None], score, NO_SCORE)
+    score = jnp.where(taken, score, NO_SCORE)
     top = jnp.maximum(sums.top, score.max(axis=-1))
     weight = jnp.exp(score - top[..., None])
     weights = [weight]

@@ -12,6 +12,7 @@ from eir_jax.objectives.batch import make_batch_objective
 from eir_jax.objectives.classifier import make_supervised_objective
 from eir_jax.objectives.clusters import make_cluster_objective
 from eir_jax.objectives.cmc import make_cmc_objective
+from eir_jax.objectives.deepcluster import make_deepcluster_objective
 from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
@@ -20,6 +21,7 @@ from eir_jax.system.errors import UserError
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
+QUEUES = ("moco", "eir_moco")
 SYSTEMS = (
     *EIR,
     *HOSTS,
@@ -29,6 +31,7 @@ SYSTEMS = (
     "cmc",
     "and",
     "clusters",
+    "deepcluster",
     "supervised",
 )
 """What `config.objective` may be."""
@@ -63,6 +66,8 @@ def make_objective(
             return make_neighbourhood_objective(config, num_examples, mesh)
         case "clusters":
             return make_cluster_objective(config, num_examples, mesh)
+        case "deepcluster":
+            return make_deepcluster_objective(config, num_examples, mesh)
         case "supervised":
             return make_supervised_objective()
         case name:
@@ -92,10 +97,23 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"objective=supervised with model.num_classes={config.model.num_classes}; "
             "give the number of classes, like --config.model.num_classes=10"
         )
-    if name != "supervised" and config.model.num_classes:
+    if name not in ("supervised", "deepcluster") and config.model.num_classes:
         yield (
             f"model.num_classes={config.model.num_classes} is for "
-            f"objective=supervised alone; use 0 with objective={name}"
+            "objective=supervised and deepcluster alone; use 0 with "
+            f"objective={name}"
+        )
+    count = config.clusters.count
+    if name == "deepcluster" and config.model.num_classes != count:
+        yield (
+            f"objective=deepcluster with model.num_classes={config.model.num_classes} "
+            f"and clusters.count={count}: its classifier tells the clusters apart; "
+            f"give the same number, like --config.model.num_classes={count}"
+        )
+    if name == "deepcluster" and count < 2:
+        yield (
+            f"clusters.count={count} leaves objective=deepcluster nothing to tell "
+            "apart; use 2 or more"
         )
     if name == "and" and config.num_rounds < 2:
         yield (
@@ -124,30 +142,48 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"model.width={model.width} and model.embedding_dim={model.embedding_dim} "
             "are halved for objective=cmc's two towers; give even numbers"
         )
-    size, batch = config.queue.size, config.batch_size
-    if name in ("moco", "eir_moco") and batch >= 1 and size % batch:
-        below = size // batch * batch
-        yield (
-            f"queue.size={size} is no multiple of batch_size={batch}; use "
-            f"{below or batch}{f' or {below + batch}' if below else ''}"
-        )
 
 
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """Yield what is wrong with them for so many training images."""
-    batch = config.batch_size
-    largest = num_examples // batch * batch - batch
-    if config.objective in ("moco", "eir_moco") and config.queue.size > largest > 0:
+    if config.objective in QUEUES and config.queue.size > num_examples:
+        better = _whole_queue(config, num_examples)
         yield (
-            f"queue.size={config.queue.size} is too long for {num_examples} training "
-            "images: an instance would find its own last key among the others'; use "
-            f"at most {largest}"
+            f"queue.size={config.queue.size} exceeds the {num_examples} training "
+            f"images; use at most {num_examples}, better {better}"
         )
-    if config.objective == "clusters" and config.clusters.count > num_examples:
+    clustered = config.objective in ("clusters", "deepcluster")
+    if clustered and config.clusters.count > num_examples:
         yield (
             f"clusters.count={config.clusters.count} exceeds the {num_examples} "
             f"training images; use at most {num_examples}"
         )
+
+
+def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
+    """Yield what may cost a system its numbers, for so many training images."""
+    if config.objective not in QUEUES:
+        return
+    size, batch = config.queue.size, config.batch_size
+    if size % batch:
+        below = size // batch * batch
+        words = f"{below} or {below + batch}" if below else f"{batch}"
+        yield (
+            f"queue.size={size} is no multiple of batch_size={batch}: the keys of some "
+            f"batches are replaced a part at a time; {words} would be one"
+        )
+    if size > _whole_queue(config, num_examples):
+        yield (
+            f"queue.size={size} is long for {num_examples} training images: an "
+            "instance finds its own last key among the others'; up to "
+            f"{_whole_queue(config, num_examples)} it seldom does"
+        )
+
+
+def _whole_queue(config: ConfigDict, num_examples: int) -> int:
+    """Return the longest queue of whole batches that leaves one of an epoch out."""
+    batch = config.batch_size
+    return max(num_examples // batch * batch - batch, batch)
 
 
 def training_split(

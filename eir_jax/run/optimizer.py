@@ -83,7 +83,28 @@ def make_optimizer(
     'lars' (You et al., 2017) scales each kernel's step by the ratio of its norm to its
     gradient's first; biases and what batch norm learns have neither that nor decay, as
     in SimCLR.
+
+    The classifier of 'deepcluster', which begins anew each epoch, has no momentum.
     """
+    if config.objective != "deepcluster":
+        return _optimizer(config, steps_per_epoch, config.optimizer.momentum)
+    rest, anew = (
+        _optimizer(config, steps_per_epoch, momentum)
+        for momentum in (config.optimizer.momentum, 0.0)
+    )
+
+    def which(params):
+        return {
+            name: jax.tree.map(lambda _, n=name: n == "classifier", part)
+            for name, part in params.items()
+        }
+
+    return optax.partition({True: anew, False: rest}, which)
+
+
+def _optimizer(
+    config: ConfigDict, steps_per_epoch: int, momentum: float
+) -> optax.GradientTransformation:
     c = config.optimizer
     schedule = make_schedule(config, steps_per_epoch)
     if c.name == "lars":
@@ -92,12 +113,12 @@ def make_optimizer(
             weight_decay=c.weight_decay,
             weight_decay_mask=_kernels,
             trust_ratio_mask=_kernels,
-            momentum=c.momentum,
+            momentum=momentum,
             nesterov=c.nesterov,
         )
     return optax.chain(
         optax.add_decayed_weights(c.weight_decay),
-        optax.sgd(schedule, momentum=c.momentum, nesterov=c.nesterov),
+        optax.sgd(schedule, momentum=momentum, nesterov=c.nesterov),
     )
 
 

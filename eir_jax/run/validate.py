@@ -48,7 +48,7 @@ RULES = {
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
         "intra.ramp_steps data.held_out_seed linear.seed retrieval.nmi_limit "
         "optimizer.milestones data.train_classes data.test_classes data.expected "
-        "model.num_classes optimizer.warmup_epochs",
+        "model.num_classes optimizer.warmup_epochs clusters.components",
     ),
     "at least 1": (
         lambda x: x >= 1,

@@ -73,6 +73,14 @@ class ProgressLine:
         self._note = ""  # what is printed is not news again
         self.say("  ".join(filter(None, words)))
 
+    def show(self, note: str) -> None:
+        """Show what is done between two steps; it takes no part in the time left."""
+        if self._live:
+            self._bar.update(self._task, note=note)
+        elif (now := time.monotonic()) >= self._next:
+            self._next = now + self._every
+            self.say(f"{self._title}: {note}")
+
     def say(self, message: str) -> None:
         """Print a line that stays; where that is no terminal, with the time."""
         if self._live:

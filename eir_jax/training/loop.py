@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,12 +21,10 @@ from eir_jax.data.augment_device import put_images
 from eir_jax.data.dataset import Dataset
 from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import Images, make_train_batches
-from eir_jax.data.views import Slot
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
-from eir_jax.evaluation.restore import tensors_of
-from eir_jax.models.weights import from_torchvision
-from eir_jax.objectives.systems import training_split
+from eir_jax.objectives.objective import Objective
+from eir_jax.objectives.systems import training_split, warnings
 from eir_jax.run.checkpoint import Checkpoints, Meta
 from eir_jax.run.metrics import MetricsWriter
 from eir_jax.run.record import RunRecord
@@ -45,8 +42,15 @@ from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.progress import ProgressLine
 from eir_jax.system.startup import Startup
 from eir_jax.system.words import counted
-from eir_jax.training.parts import Parts, Refresh, make_parts
+from eir_jax.training.parts import Parts, make_parts
+from eir_jax.training.periods import (
+    Refresh,
+    batches_by_period,
+    groups_of,
+    make_refresh,
+)
 from eir_jax.training.profiling import StepProfile
+from eir_jax.training.start import with_weights
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
@@ -110,6 +114,7 @@ def _train_and_evaluate(
     resident = {}
     if config.data.pipeline == "device":
         resident["images"] = put_images(train.images, config, mesh)
+    embed = make_embed(config, mesh)
     run = Run(
         config=config,
         workdir=workdir,
@@ -119,16 +124,15 @@ def _train_and_evaluate(
         round_steps=round_steps,
         num_steps=config.num_rounds * round_steps,
         train_step=parts.compiled_step(),
-        refresh=parts.compiled_refresh(),
+        refresh=make_refresh(parts, train.images, embed),
         refresh_steps=(
             round_steps if parts.objective.every == "round" else steps_per_epoch
         ),
         images=train.images,
         labels=labels,
-        slots=parts.objective.slots,
-        terms=tuple(parts.objective.weights(0)),
+        objective=parts.objective,
         resident=resident,
-        embed=make_embed(config, mesh),
+        embed=embed,
         checkpoints=checkpoints,
         meta=meta,
     )
@@ -173,9 +177,7 @@ class Run:
     images: Images
     """Those trained on, and their labels where the objective asks for them."""
     labels: np.ndarray | None
-    slots: tuple[Slot, ...]
-    terms: tuple[str, ...]
-    """Of the loss."""
+    objective: Objective
     resident: dict[str, jax.Array]
     """What every batch needs and stays on the devices: the images, or nothing."""
     embed: Embed
@@ -203,6 +205,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     print(_summary(run, state))
     for note in (*run.dataset.notes, *remarks(run.dataset, config)):
         print(note)
+    for warning in warnings(config, len(run.images)):
+        print(f"warning: {warning}")
     began = startup.began if startup else time.monotonic()
     run_record = RunRecord(workdir, start_step, began)
     if num_steps == 0 and not checkpoints.steps:
@@ -246,14 +250,16 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         pending.clear()
 
     stopped = None
-    batches = make_train_batches(
-        run.images,
-        config,
-        run.slots,
-        start_step,
-        num_steps,
-        sharding.process_rows(config.batch_size, run.mesh),
-        run.labels,
+
+    def make_batches(first: int, end: int):
+        how = (run.images, config, run.objective.slots, first, end)
+        rows = sharding.process_rows(config.batch_size, run.mesh)
+        groups = groups_of(run.objective, state, len(run.images))
+        return make_train_batches(*how, rows, run.labels, groups)
+
+    period_steps = run.refresh_steps if run.objective.uniform_over else num_steps
+    batches = batches_by_period(
+        make_batches, start_step, num_steps, period_steps, run.mesh
     )
     with (
         closing(writer),
@@ -262,11 +268,11 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         closing(profile),
         _stop_requests() as requests,
     ):
-        on_device = sharding.put_batches(batches, run.mesh)
-        for step, batch in enumerate(on_device, start_step + 1):
+        for step in range(start_step + 1, num_steps + 1):
             period, within = divmod(step - 1, run.refresh_steps)
             if run.refresh and not within:
-                state = run.refresh(state, period)
+                state = run.refresh(state, period, progress.show)
+            batch = next(batches)
             if step in skipped:
                 state = state.replace(step=state.step + 1)
             else:
@@ -341,27 +347,11 @@ def _restore_or_create(
                 "folder away to train from the beginning"
             )
         state = parts.create_state()
-        return _with_weights(parts, state) if parts.config.model.weights else state
+        return with_weights(parts, state) if parts.config.model.weights else state
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
     return state
-
-
-def _with_weights(parts: Parts, state: TrainState) -> TrainState:
-    """Return the state before the first step with the backbone of `model.weights`."""
-    source = parts.config.model.weights
-    tensors = tensors_of(Path(source).expanduser())
-    params, batch_stats = jax.tree.map(
-        lambda x: sharding.put_everywhere(np.asarray(x), parts.mesh),
-        from_torchvision(tensors, state.params, state.batch_stats, with_head=False),
-    )
-    if processes.is_main():
-        print(f"backbone of {source}; head and memory begin anew")
-    memory = state.memory
-    if "key" in memory:  # it begins as the encoder, in arrays of its own
-        memory = memory | {"key": jax.tree.map(jnp.copy, params)}
-    return state.replace(params=params, batch_stats=batch_stats, memory=memory)
 
 
 def _check_finite(metrics: dict[str, Any], step: int, epoch: float) -> None:
@@ -437,7 +427,7 @@ def _summary(run: Run, state: TrainState) -> str:
     devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
         devices += f" of {processes.count()} processes"
-    terms = " + ".join(name.removeprefix("loss_") for name in run.terms)
+    terms = " + ".join(name.removeprefix("loss_") for name in run.objective.weights(0))
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
         f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "

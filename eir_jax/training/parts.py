@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from eir_jax.data.augment_device import make_batch_views
@@ -16,9 +17,8 @@ from eir_jax.objectives.objective import Objective, passes_of
 from eir_jax.objectives.systems import make_objective
 from eir_jax.run.optimizer import make_optimizer, make_schedule
 from eir_jax.run.state import TrainState, abstract_train_state, create_train_state
+from eir_jax.system import sharding
 from eir_jax.training.step import TrainStep, compile_train_step, make_train_step
-
-Refresh = Callable[[TrainState, int], TrainState]
 
 
 class Parts(NamedTuple):
@@ -60,22 +60,28 @@ class Parts(NamedTuple):
             self.step(), self.abstract_state(), self.mesh, views_of=views
         )
 
-    def compiled_refresh(self) -> Refresh | None:
+    def compiled_refresh(self) -> Callable[..., TrainState] | None:
         """Return (state, period) -> state, mapped over the mesh; None: there is none.
 
-        The state given to it is donated.
+        Where the objective looks at all images, it is (state, period, features). The
+        state given to it is donated.
         """
-        refresh = self.objective.refresh
+        objective = self.objective
+        refresh, renew = objective.refresh, objective.renew
         if refresh is None:
             return None
 
-        def refreshed(state: TrainState, period: int) -> TrainState:
-            return state.replace(memory=refresh(state.memory, jnp.asarray(period)))
+        def refreshed(state: TrainState, period: int, *features: Array) -> TrainState:
+            begins = jnp.asarray(period)
+            memory = refresh(state.memory, begins, *features)
+            params = renew(state.params, begins) if renew else state.params
+            return state.replace(memory=memory, params=params)
 
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+        seen = [sharding.split_rows(self.mesh)] * objective.looks_at_all
         return jax.jit(
             refreshed,
-            in_shardings=(shardings, None),
+            in_shardings=(shardings, None, *seen),
             out_shardings=shardings,
             donate_argnums=0,
         )

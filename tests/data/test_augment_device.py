@@ -10,6 +10,7 @@ from small import slots_of, small_config
 from test_main import QUICK, environment
 
 from eir_jax.data.augment_device import make_batch_views, put_images
+from eir_jax.data.order import uniform_order
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.system import sharding
 
@@ -23,13 +24,11 @@ def smooth_images(size):
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2)
 
 
-def device_batches(images, config, start, stop, devices=1, labels=None):
+def device_batches(images, config, start, stop, devices=1, **more):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     resident = {"images": put_images(images, config, mesh)}
     make = jax.jit(make_batch_views(config, slots_of(config), mesh))
-    batches = make_train_batches(
-        images, config, slots_of(config), start, stop, labels=labels
-    )
+    batches = make_train_batches(images, config, slots_of(config), start, stop, **more)
     return [make(b | resident) for b in sharding.put_batches(batches, mesh)]
 
 
@@ -69,6 +68,28 @@ def test_both_give_weak_views_and_labels():
     assert difference.max() <= LEVEL
     np.testing.assert_array_equal(ours["label"], labels[host["index"]])
     np.testing.assert_array_equal(host["label"], labels[host["index"]])
+
+
+def test_both_draw_over_groups_and_show_none_twice_alike():
+    """A group of one instance: it comes in every other place, each time anew."""
+    pytest.importorskip("tensorflow")
+    images, groups = smooth_images(32), (np.arange(NUM) == 3).astype(np.int32)
+    config = small_config(objective="ir", **{"data.image_size": 32})
+    config.lambda_intra = config.lambda_inter = 0.0
+    host = list(
+        make_train_batches(images, config, slots_of(config), 4, 8, groups=groups)
+    )
+    config.data.pipeline = "device"
+    order = uniform_order(0, 1, groups, 64)
+    ours = device_batches(images, config, 4, 8, groups=groups)
+    for step, batch in enumerate(ours):
+        np.testing.assert_array_equal(batch["index"], host[step]["index"])
+        np.testing.assert_array_equal(batch["index"], order[16 * step : 16 * step + 16])
+        difference = np.abs(np.asarray(batch["view1"]) - host[step]["view1"])
+        assert difference.max() <= LEVEL
+    again = np.concatenate([b["view1"] for b in host])[order == 3]
+    assert len(again) == 32
+    assert len({view.tobytes() for view in again}) == 32
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])

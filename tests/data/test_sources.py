@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 
-from configs import base, digits
+from configs import base, digits, stl10_5k
 from eir_jax.data.dataset import labelled
+from eir_jax.data.pipeline import make_view_batches
 from eir_jax.data.sources import load
+from eir_jax.evaluation.embed import evaluation_view
 from eir_jax.system.errors import UserError
 
 
@@ -176,3 +178,29 @@ def test_missing_file_is_refused_in_words(tmp_path):
         load(arrays_config(tmp_path / "absent.npz"))
     with pytest.raises(UserError, match="there is no file"):
         load(arrays_config(tmp_path))  # a folder
+
+
+def test_stl10_is_cut_to_64_pixels_by_two_settings(tmp_path):
+    """Each pixel says its row and column: the judged view is the centre of 96."""
+    place = np.mgrid[:96, :96].transpose(1, 2, 0)
+    image = np.concatenate([place, place[..., :1]], axis=2).astype(np.uint8)
+    images = np.repeat(image[None], 4, axis=0)
+    np.savez(tmp_path / "a.npz", train_images=images, test_images=images)
+    config = stl10_5k.get_config()
+    assert (config.data.image_size, config.data.resize) == (96, 0)
+    config.data.source, config.data.path = "arrays", str(tmp_path / "a.npz")
+    config.data.image_size, config.data.resize = 64, 96
+    config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    stored = load(config.data).train.images
+    np.testing.assert_array_equal(stored, images)
+    view = np.asarray(evaluation_view(stored, config))[0]
+    assert view.shape == (64, 64, 3)
+    np.testing.assert_allclose(view[..., 0] * 255, place[16:80, 16:80, 0], atol=1e-4)
+    np.testing.assert_allclose(view[..., 1] * 255, place[16:80, 16:80, 1], atol=1e-4)
+    # Training views are cut from all of the 96.
+    config.views.crop_area = config.views.crop_aspect = (1.0, 1.0)
+    config.views.jitter = config.views.grey = config.views.flip = 0.0
+    config.data.pipeline = "device"
+    (view, *_) = next(make_view_batches(stored, config, 0, 1))
+    assert view.shape == (64, 64, 3)
+    assert view[..., 1].min() * 255 < 2 and view[..., 1].max() * 255 > 93

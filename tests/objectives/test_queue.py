@@ -163,6 +163,21 @@ def test_queue_wraps_around():
     np.testing.assert_array_equal(queue[:, 0], [5, 6, 3, 4])
     queue = enqueue(jnp.zeros((4, 1)), rows[:3], jnp.int32(3), jnp.array(True))
     np.testing.assert_array_equal(queue[:, 0], [2, 3, 0, 1])
+    # K = 5, B = 2, 6 steps: each key takes the oldest one's row, whatever the batch.
+    queue, pointer, wanted = jnp.zeros((5, 1)), 0, [0.0] * 5
+    for step in range(6):
+        batch = jnp.arange(2 * step + 1.0, 2 * step + 3.0)[:, None]
+        queue = enqueue(queue, batch, jnp.int32(pointer), jnp.array(True))
+        for key in (2 * step + 1, 2 * step + 2):
+            wanted[(key - 1) % 5] = key
+        pointer = (pointer + 2) % 5
+        np.testing.assert_array_equal(queue[:, 0], wanted)
+    np.testing.assert_array_equal(queue[:, 0], [11, 12, 8, 9, 10])
+    # More keys than rows: the last ones stay, in their places.
+    queue = enqueue(jnp.zeros((4, 1)), rows, jnp.int32(3), jnp.array(True))
+    np.testing.assert_array_equal(queue[:, 0], [6, 3, 4, 5])
+    queue = enqueue(jnp.zeros((4, 1)), rows, jnp.int32(3), jnp.array(False))
+    assert not queue.any()
 
 
 @pytest.mark.parametrize("finite", [True, False])

@@ -1,5 +1,7 @@
 """What is found in the bank: neighbourhoods by rounds (AND), clusters by epochs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from sklearn.cluster import KMeans
 from small import small_config
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.clusters import cluster_loss, k_means
+from eir_jax.objectives.clusters import cluster_loss
+from eir_jax.objectives.k_means import k_means
 from eir_jax.objectives.neighbourhoods import (
     choose_anchors,
     neighbourhood_log_probability,
@@ -130,6 +133,41 @@ def test_cluster_loss():
     candidates = bank_candidates(bank, jnp.asarray(index), 8)
     ir = losses.ir_loss(log_probability(view32, candidates, TAU, form="dense"))
     assert loss(view32, jnp.arange(len(bank))) == ir
+
+
+@EIGHT
+@pytest.mark.parametrize("alike", [False, True])
+def test_streamed_clusters_are_the_dense_ones(devices, alike):
+    """In float64, value and gradient; of one cluster alone, which all are in: 0."""
+    rows, view = random_rows(5000, dim=6), random_rows(4, dim=6, seed=1)
+    rng = np.random.default_rng(2)
+    cluster = np.zeros(5120, int)
+    if not alike:
+        cluster[:5000] = rng.integers(0, 40, 5000)
+    index, mesh = np.array([4999, 0, 77, 2500]), sharding.make_mesh()
+    if devices == 1:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+    with jax.enable_x64(True):
+        split = sharding.split_rows(mesh)
+        bank = jax.device_put(np.pad(rows, ((0, 120), (0, 0))), split)
+        given = (bank, jax.device_put(cluster.astype(np.int32), split))
+
+        @functools.partial(jax.jit, static_argnames="form")
+        def found(view, form):
+            def loss(view):
+                how = (jnp.asarray(index), TAU, 5000)
+                return cluster_loss(view, *given, *how, form=form, mesh=mesh)
+
+            return jax.value_and_grad(loss)(view)
+
+        dense, streamed = (found(view, form) for form in ("dense", "streamed"))
+    p = reference.softmax(view @ rows.T / TAU)
+    members = cluster[:5000][None] == cluster[index][:, None]
+    wanted = -np.log((p * members).sum(1)).mean()
+    for value, gradient in (dense, streamed):
+        np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(gradient, dense[1], rtol=1e-10, atol=1e-13)
+    assert np.any(np.abs(dense[1]) > 1e-3) != alike
 
 
 @EIGHT

@@ -55,6 +55,18 @@ def test_work_that_goes_on_from_a_checkpoint(clock, capsys):
     assert lines(capsys) == ["training 911/1,000  2:58 left"]
 
 
+def test_what_is_done_between_steps_takes_no_part_in_the_time_left(clock, capsys):
+    bar = progress.ProgressLine("training", 1000)
+    bar.show("features 5/9")  # at once: not due
+    clock[0] += 70
+    bar.show("features 8/9")
+    bar.update(1)
+    assert lines(capsys) == ["training: features 8/9"]
+    clock[0] += 100
+    bar.update(101)
+    assert lines(capsys) == ["training 101/1,000  14:59 left"]
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [(0, "0 classes"), (1, "1 class"), (2, "2 classes"), (1234, "1,234 classes")],
