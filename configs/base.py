@@ -153,6 +153,9 @@ def get_config() -> ConfigDict:
     # What stays in memory: the 'pixels' of the square, or the 'encoded' file (or where
     # it lies), from which each view is decoded anew: for more images than fit.
     c.data.keep = "pixels"
+    # Of a folder: 'folders' (a class each), 'none' (every picture at any depth), or
+    # 'auto': none where pictures stand beside folders.
+    c.data.labels = "auto"
     c.data.broken = "skip"  # files that hold no picture: 'skip' or 'error'
     # Which part is which: splits of TFDS ('train+unlabelled'), and the classes kept, as
     # (first, after the last) counted from 0; (0, 0): all.

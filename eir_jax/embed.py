@@ -9,15 +9,17 @@ from eir_jax.system.words import counted
 
 DESCRIPTION = """\
 Restore a checkpoint, embed pictures, and write one .npz: `embedding` [n, 128] of unit
-length, `feature` [n, 512] (before the head), `path` (relative to the folder) or
-`index`, `label` where known, `size` (width, height), `hash` (SHA-256), `grey` (16x16,
-by which copies are told), and `meta`, JSON that says what they are. A .csv, .parquet or
-.faiss holds as much of it as it can; vectors.tsv gets beside it what TensorBoard's
-projector shows; --embeddings makes these of an .npz that there is. But for --split
-it needs no data set, and no TensorFlow. --config.evaluation_batch_size=N embeds N at a
-time. Instead of a run, a file of weights serves, without training: what eir_jax.export
-wrote, or a ResNet-18 or 34 of another program, by torchvision's names; its embedding is
-the feature, scaled to unit length, and --config.data.image_size and the like say how
+length, `feature` [n, 512] (before the head), `path` (relative to the folder) and
+`folder`, or `index`, `label` where known, `size` (width, height), `hash` (SHA-256),
+`grey` (16x16, by which copies are told), and `meta`, JSON that says what they are.
+Where the .npz is there already, of the same weights and folder, new and changed
+pictures are added to it and the others kept. A .csv, .parquet or .faiss holds as much
+of it as it can; vectors.tsv gets beside it what TensorBoard's projector shows;
+--embeddings makes these of an .npz that there is. But for --split it needs no data set,
+and no TensorFlow. --config.evaluation_batch_size=N embeds N at a time. Instead of a
+run, a file of weights serves, without training: what eir_jax.export wrote, or a
+ResNet-18 or 34 of another program, by torchvision's names; its embedding is the
+feature, scaled to unit length, and --config.data.image_size and the like say how
 pictures are prepared for it (default: as ImageNet's for a 7x7 first convolution).
 
   python -m eir_jax.embed --workdir=DIR --images=PICTURES --out=pictures.npz
@@ -103,7 +105,7 @@ def main(argv: list[str]) -> int:
         else:
             by, run = args.workdir, restore_run(args.workdir, args.step, overrides)
         if paths is not None:
-            found = embed.embed_pictures(run, by, args.images, paths)
+            found = embed.embed_grown(run, by, args.images, paths, args.out)
             if any("/" in path for path in paths):
                 print(
                     "no `label` is written: what a folder's name means is not known "

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from eir_jax.collection.embeddings import GREY_SIDE, Embeddings, read_images
+from eir_jax.collection.growth import known_rows, together
 from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.picture_files import SUFFIXES, list_files, others_in_words
 from eir_jax.data.pictures import (
@@ -94,22 +95,54 @@ def embed_pictures(
     if len(broken) > MOST_NAMED:
         print(f"skipped {len(broken) - MOST_NAMED:,} more", file=sys.stderr)
     embedding, feature = (np.concatenate(x) for x in zip(*outputs, strict=True))
-    meta = describe(run, workdir) | {
-        "source": str(folder.resolve()),
-        "skipped": len(broken),
-        "preparation": preparation(side, data.fit),
-    }
     return Embeddings(
         embedding,
         feature,
         np.array(kept),
         None,
         None,
-        meta,
+        _describe_folder(run, workdir, folder) | {"skipped": len(broken)},
         size=np.array([(x.width, x.height) for x in headers], np.int32),
         hash=np.array([x.digest.hex().encode() for x in headers], "S64"),
         grey=np.concatenate(greys),
     )
+
+
+def embed_grown(
+    run: "Run", workdir: Path, folder: Path, paths: Sequence[str], file: Path
+) -> Embeddings:
+    """Embed the pictures that a file of embeddings does not hold yet, and add them.
+
+    Of those that it holds, made by the same weights of the same files, the rows are
+    kept; what is no longer there is left out. Both are said on stderr.
+
+    Args:
+      run: the restored checkpoint.
+      workdir: where it comes from, for the record.
+      folder: that the paths are relative to.
+      paths: of all pictures there, at least one.
+      file: which need not exist.
+
+    Raises:
+      UserError: there is nothing to keep, and none of them can be read.
+    """
+    meta = _describe_folder(run, workdir, folder)
+    before, words = known_rows(file, meta, folder, paths)
+    if words:
+        print(words, file=sys.stderr)
+    if before is None:
+        return embed_pictures(run, workdir, folder, paths)
+    assert before.path is not None
+    known = {str(path) for path in before.path}
+    missing = [path for path in paths if path not in known]
+    new, skipped = None, len(missing)
+    if missing:
+        try:
+            new = embed_pictures(run, workdir, folder, missing)
+            skipped = new.meta["skipped"]
+        except UserError as error:
+            print(error, file=sys.stderr)
+    return together(before, new, meta | {"skipped": skipped})
 
 
 def embed_file(
@@ -173,6 +206,14 @@ def describe(run: "Run", workdir: Path) -> dict[str, Any]:
         "image_size": run.config.data.image_size,
         "preparation": "images as they are",
         "transform": describe_view(run.config.data),
+    }
+
+
+def _describe_folder(run: "Run", workdir: Path, folder: Path) -> dict[str, Any]:
+    data = run.config.data
+    return describe(run, workdir) | {
+        "source": str(folder.resolve()),
+        "preparation": preparation(data.resize or data.image_size, data.fit),
     }
 
 

@@ -91,6 +91,8 @@ def columns_of(found: Embeddings) -> dict[str, list[Any]]:
 
 def _write_npz(found: Embeddings, part: Path, file: Path) -> None:
     arrays = vars(found) | {"meta": to_json(found.meta)}
+    if found.path is not None:
+        arrays["folder"] = np.array(columns_of(found)["folder"])
     with part.open("wb") as stream:
         np.savez(stream, **{k: v for k, v in arrays.items() if v is not None})
 

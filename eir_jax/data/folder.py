@@ -50,13 +50,14 @@ class Found(NamedTuple):
 def load_folder(config: ConfigDict) -> Dataset:
     """Load the folder `data.path`: train/CLASS/*, CLASS/*, or pictures without classes.
 
-    A test split lies beside train/ in test/, val/ or the like (`data.test_split`,
-    `data.train_split`; 'train+test' is both). With `data.test_classes`, CLASS/* and
-    train+test hold the test split too, in other classes. Labels are the places of the
-    classes in the sorted names of both splits, or in `data.class_list`. A picture's
-    index is its place in the sorted relative paths, the broken ones left out; which
-    files are pictures is said in picture_files.py, and what was taken for what in the
-    notes.
+    With `data.labels=none`, and where pictures stand beside folders, no folder is a
+    class, and every picture at any depth is taken. A test split lies beside train/ in
+    test/, val/ or the like (`data.test_split`, `data.train_split`; 'train+test' is
+    both). With `data.test_classes`, CLASS/* and train+test hold the test split too, in
+    other classes. Labels are the places of the classes in the sorted names of both
+    splits, or in `data.class_list`. A picture's index is its place in the sorted
+    relative paths, the broken ones left out; which files are pictures is said in
+    picture_files.py, and what was taken for what in the notes.
 
     Raises:
       UserError: there is no such folder, or no pictures in it as the settings say.
@@ -72,7 +73,8 @@ def load_folder(config: ConfigDict) -> Dataset:
     for split, place in places.items():
         parts = []
         for name in place.split("+"):
-            part, empty = _find(root, name)
+            part, empty, words = _find(root, name, config.labels)
+            notes += words
             if part.paths:
                 parts.append(part)
             notes += [f"{name} holds no pictures" for name in empty]
@@ -132,6 +134,8 @@ def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
     trains = _named(inside, (train, *TRAIN_NAMES * (train in TRAIN_NAMES)))
     tests = _named(inside, (test, *TEST_NAMES * (test in TEST_NAMES)))
     others = [name for name in inside if name not in (*trains[:1], *tests)]
+    if config.labels == "none" and not (trains and tests):
+        return whole, []  # whatever its folders are called
     if not trains:
         splits = [x for x in tests if x == test or not _holds_loose(root / x)]
         if splits:
@@ -214,28 +218,33 @@ def _holds_loose(folder: Path) -> bool:
         )
 
 
-def _find(root: Path, place: str) -> tuple[Found, list[str]]:
-    """List the pictures of a split, and the class folders that hold none.
+def _find(root: Path, place: str, labels: str) -> tuple[Found, list[str], list[str]]:
+    """List the pictures of a split, the class folders that hold none, and what to say.
 
     Raises:
-      UserError: some lie in folders and some beside them.
+      UserError: some lie in folders and some beside them, and folders shall be classes.
     """
     folder = root / place
     paths, others = list_files(folder)
     loose = [path for path in paths if "/" not in path]
     prefix = f"{place}/" if place else ""
-    if len(loose) == len(paths):
-        return Found([prefix + path for path in paths], None, others), []
+    unlabelled = Found([prefix + path for path in paths], None, others)
+    if len(loose) == len(paths) or labels == "none":
+        return unlabelled, [], []
     if loose:
         inside = next(path for path in paths if "/" in path)
-        raise UserError(
-            f"{folder} holds pictures beside its class folders, such as {loose[0]} "
-            f"beside {inside}; put every picture into a class folder, or none"
-        )
+        words = f"pictures beside folders, such as {loose[0]} beside {inside}"
+        if labels == "folders":
+            raise UserError(
+                f"{folder} holds {words}; put every picture into a class folder, or "
+                "take all without classes: data.labels=none"
+            )
+        said = f"{prefix or 'the folder'} holds {words}: no folder is taken for a class"
+        return unlabelled, [], [said]
     folders = [path.split("/")[0] for path in paths]
     empty = [prefix + name for name in _folders(folder) if name not in set(folders)]
     classes = [unicodedata.normalize("NFC", name) for name in folders]
-    return Found([prefix + path for path in paths], classes, others), empty
+    return unlabelled._replace(classes=classes), empty, []
 
 
 def _joined(root: Path, parts: Sequence[Found]) -> Found:

@@ -32,6 +32,7 @@ from eir_jax.run.state import TrainState
 from eir_jax.run.validate import (
     check_data_there,
     profiled_steps,
+    suggestions,
     validate,
     validate_sizes,
 )
@@ -207,6 +208,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         print(note)
     for warning in warnings(config, len(run.images)):
         print(f"warning: {warning}")
+    for words in suggestions(config, len(run.images)):
+        print(words)
     began = startup.began if startup else time.monotonic()
     run_record = RunRecord(workdir, start_step, began)
     if num_steps == 0 and not checkpoints.steps:

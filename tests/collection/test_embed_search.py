@@ -294,7 +294,7 @@ def test_embed_folder(workdir, folder, embedded):
     assert "Traceback" not in result.stderr
     assert list(out.parent.iterdir()) == [out]  # no leftovers
     found = arrays_of(out)
-    columns = {"path", "size", "hash", "grey"}
+    columns = {"path", "folder", "size", "hash", "grey"}
     assert found.keys() == {"embedding", "feature", "meta", *columns}
     for path, size, digest in zip(PATHS, found["size"], found["hash"], strict=True):
         with Image.open(folder / path) as image:
@@ -313,6 +313,55 @@ def test_embed_folder(workdir, folder, embedded):
     assert meta["step"] == 1 and meta["workdir"] == str(workdir)
     assert meta["source"] == str(folder) and meta["model"]["name"] == "resnet10"
     assert "8x8" in meta["preparation"] and "mean" in meta["transform"]
+
+
+@pytest.mark.slow
+def test_a_grown_folder_is_embedded_where_it_is_new(workdir, tmp_path):
+    """Kept, new, changed and gone pictures; the end is as of a fresh file."""
+    pictures, out, fresh = tmp_path / "pictures", tmp_path / "E.npz", tmp_path / "F.npz"
+    for i in range(5):
+        save(colours(i), pictures / f"{i}.png")
+    # As long as what there is new: rows of one block do not depend on its length.
+    one = ["--config.evaluation_batch_size=1"]
+    embed = ["embed", f"--workdir={workdir}", f"--images={pictures}", *one]
+    first = done(*embed, f"--out={out}")
+    assert "embedded before" not in first.stderr
+    before = arrays_of(out)
+    before["embedding"][1] = 2  # what is kept is not made again
+    np.savez(out, **before)
+    (pictures / "0.png").unlink()
+    save(colours(7), pictures / "2.png")
+    save(colours(8), pictures / "deeper" / "8.png")
+    (pictures / "broken.png").touch()
+    again = done(*embed, f"--out={out}")
+    assert "3 embedded before, 3 to do, 1 of them changed; 1 no longer there" in (
+        again.stderr
+    )
+    assert "5 embeddings" in again.stdout and "1 broken skipped" in again.stdout
+    found = arrays_of(out)
+    done(*embed, f"--out={fresh}")
+    want = arrays_of(fresh)
+    assert found.keys() == want.keys()
+    assert found["path"].tolist() == [
+        "1.png",
+        "2.png",
+        "3.png",
+        "4.png",
+        "deeper/8.png",
+    ]
+    assert found["folder"].tolist() == ["", "", "", "", "deeper"]
+    assert (found["embedding"][0] == 2).all()
+    found["embedding"][0] = want["embedding"][0]
+    for name in want.keys() - {"meta"}:
+        np.testing.assert_array_equal(found[name], want[name], err_msg=name)
+    assert json.loads(str(found["meta"])) == json.loads(str(want["meta"]))
+    third = done(*embed, f"--out={out}")  # the broken one alone is tried again
+    assert "5 embedded before, 1 to do" in third.stderr
+    np.testing.assert_array_equal(arrays_of(out)["hash"], want["hash"])
+    other = done(*embed, f"--out={out}", "--step=0")
+    assert "another checkpoint: all pictures are embedded anew" in other.stderr
+    out.write_bytes(b"no embeddings")
+    assert "it is replaced" in done(*embed, f"--out={out}").stderr
 
 
 def test_embed_file_and_split(workdir, tmp_path):

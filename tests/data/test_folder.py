@@ -121,6 +121,32 @@ def test_without_labels(tmp_path, place):
         labelled(dataset, "test")
 
 
+@pytest.mark.parametrize("labels", ["auto", "none"])
+def test_a_photo_tree_is_one_collection(tmp_path, labels):
+    paths = ["2019/May/1.png", "2019/1.png", "2020/1.png", "cover.jpg", "test/1.png"]
+    tree(tmp_path, *paths, "2020/.trash/1.png", "Training/1.png")
+    others = ["test"] if labels == "none" else ["my test"]  # no split by itself
+    (tmp_path / "Training").rename(tmp_path / "my Training")
+    (tmp_path / "test").rename(tmp_path / others[0])
+    dataset = load(settings(tmp_path, labels=labels))
+    want = [*paths[:4], f"{others[0]}/1.png", "my Training/1.png"]
+    assert paths_of(dataset, "train") == sorted(want)
+    assert dataset.train.labels is None and dataset.test is None
+    said = "\n".join(dataset.notes)
+    assert ("cover.jpg beside" in said) == (labels == "auto")
+    assert "without classes" in said
+
+
+def test_labels_can_be_left_out(tmp_path):
+    tree(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    dataset = load(settings(tmp_path, labels="none"))
+    assert dataset.train.labels is None and dataset.test.labels is None
+    assert paths_of(dataset, "train") == ["train/a/1.png", "train/b/1.png"]
+    tree(tmp_path / "classes", "a/1.png", "b/1.png")
+    whole = load(settings(tmp_path / "classes", labels="none"))
+    assert whole.train.labels is None and len(whole.train.images) == 2
+
+
 def test_labelled_test_beside_unlabelled_train(tmp_path):
     root = tree(tmp_path, "train/1.png", "test/b/1.png", "test/a/1.png")
     dataset = load(settings(root))
@@ -147,7 +173,8 @@ def test_words_for_what_is_no_data_set(tmp_path):
     tree(tmp_path / "only", "test/a/1.png")
     assert "holds test/ but no train/" in said(tmp_path / "only")
     tree(tmp_path / "mixed", "a/1.png", "cover.png")
-    assert "such as cover.png beside a/1.png" in said(tmp_path / "mixed")
+    words = said(tmp_path / "mixed", labels="folders")
+    assert "such as cover.png beside a/1.png" in words and "data.labels=none" in words
     make_broken(tmp_path / "broken" / "a")
     for keep in ("pixels", "encoded"):
         words = said(tmp_path / "broken", keep=keep)

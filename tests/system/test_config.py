@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import base
 from eir_jax.models.encoder import make_encoder
 from eir_jax.run.optimizer import make_schedule, schedule_note
-from eir_jax.run.validate import validate, validate_sizes
+from eir_jax.run.validate import suggestions, validate, validate_sizes
 from eir_jax.run.workdir import check_settings
 from eir_jax.system.config import (
     base_values,
@@ -335,3 +337,25 @@ def test_sizes_are_checked_against_data_and_devices():
         validate_sizes(config, 100, 1)
     with pytest.raises(UserError, match="not divide over 7 devices; use 126 or 133"):
         validate_sizes(config, 1437, 7)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs", "words"),
+    [
+        (60, 64, 60, "64 exceeds the 60 training images; use at most 60, better 16"),
+        (1, 2, 1, "most 1, better 1"),
+        (60, 32, 60, "60 steps .* batch_size=16 --config.num_epochs=167"),
+        (300, 64, 30, "120 steps .* batch_size=32 --config.num_epochs=56"),
+        (1000, 64, 60, ""),
+        (1000, 64, 0, ""),
+    ],
+)
+def test_batch_and_epochs_are_fitted_to_few_images(images, batch, epochs, words):
+    config = base.get_config()
+    config.update(batch_size=batch, num_epochs=epochs)
+    if batch > images:
+        with pytest.raises(UserError, match=words):
+            validate_sizes(config, images, 1)
+        return
+    said = "".join(suggestions(config, images))
+    assert re.search(words, said) if words else not said
