@@ -344,8 +344,8 @@ def test_sizes_are_checked_against_data_and_devices():
     [
         (60, 64, 60, "64 exceeds the 60 training images; use at most 60, better 16"),
         (1, 2, 1, "most 1, better 1"),
-        (60, 32, 60, "60 steps .* batch_size=16 --config.num_epochs=167"),
-        (300, 64, 30, "120 steps .* batch_size=32 --config.num_epochs=56"),
+        (60, 32, 60, "60 steps .*batch_size=16 --config.num_epochs=167"),
+        (300, 64, 30, "120 steps .*batch_size=32 --config.num_epochs=56"),
         (1000, 64, 60, ""),
         (1000, 64, 0, ""),
     ],
