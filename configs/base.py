@@ -116,6 +116,10 @@ def get_config() -> ConfigDict:
     # Of products of float32 numbers in convolutions: 'default' is the device's fastest
     # (TF32 on GPUs, one bfloat16 pass on TPUs), then 'high' and 'highest' (exact).
     c.model.precision = "default"
+    # A run of a folder goes on as one of the same folder grown: the workdir of the
+    # former. Encoder and head, and the bank's rows of the pictures that both have, are
+    # kept; '': all begins by the seed.
+    c.grow_from = ""
     c.batch_norm = ConfigDict()
     c.batch_norm.groups = (
         1  # the batch is normalised in so many parts (GPUs, elsewhere)

@@ -37,6 +37,25 @@ def record(dataset: Dataset, workdir: Path, resumes: bool) -> None:
         part.write_text("".join(to_json(file) + "\n" for file in dataset.files))
 
 
+def trained_on(files: Sequence[PictureFile]) -> list[tuple[str, int]]:
+    """Return path and bytes of the training pictures: a bank's rows, in their order."""
+    return [(f.path, f.size) for f in files if f.split == "train" and not f.broken]
+
+
+def recorded_pictures(workdir: Path) -> list[tuple[str, int]]:
+    """Return `trained_on` of a run.
+
+    Raises:
+      UserError: it was not trained on a folder, or its record cannot be read.
+    """
+    path = workdir / RECORD
+    if not path.exists():
+        raise UserError(
+            f"{workdir} has no {RECORD}: only a run on a folder of pictures can grow"
+        )
+    return trained_on(_read_record(path))
+
+
 def _read_record(path: Path) -> list[PictureFile]:
     try:
         return [

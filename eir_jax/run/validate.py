@@ -144,6 +144,11 @@ def validate(config: ConfigDict) -> None:
     if config.linear.augment and config.linear.solver != "sgd":
         problems.append("linear.augment=True needs linear.solver=sgd")
     problems += _profile(config)
+    if config.grow_from and (config.data.source != "folder" or config.model.weights):
+        problems.append(
+            f"grow_from={config.grow_from} is for data.source=folder, and without "
+            "model.weights; use grow_from=''"
+        )
     if config.batch_size % config.batch_norm.groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "

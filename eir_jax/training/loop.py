@@ -51,7 +51,7 @@ from eir_jax.training.periods import (
     make_refresh,
 )
 from eir_jax.training.profiling import StepProfile
-from eir_jax.training.start import with_weights
+from eir_jax.training.start import begin
 from eir_jax.training.step import TrainStep
 from eir_jax.training.watch import best_by, evaluate, words_of
 
@@ -349,8 +349,7 @@ def _restore_or_create(
                 f"every checkpoint in {checkpoints.directory} is damaged; move the "
                 "folder away to train from the beginning"
             )
-        state = parts.create_state()
-        return with_weights(parts, state) if parts.config.model.weights else state
+        return begin(parts, dataset)
     state, saved = found
     checkpoints.set_aside(after=int(state.step))
     meta["skipped"] = sorted({*meta["skipped"], *saved.get("skipped", ())})
