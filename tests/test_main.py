@@ -112,7 +112,9 @@ def test_workdir_holds_what_is_promised(trained):
     knn = records(trained, "knn")
     assert [(r["step"], r["epoch"]) for r in knn] == [(11, 1), (22, 2)]
     assert list(knn[0]["knn"]) == ["5", "20", "200"]
-    assert knn[0]["health"].keys() == {"rank_me", "uniformity", "embedding_std"}
+    compared = {"nearest_by_pixels", "same_class", "same_class_by_pixels"}
+    spread = {"rank_me", "uniformity", "embedding_std"}
+    assert knn[0]["health"].keys() == spread | compared
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from eir_jax.data.encoded import EncodedImages
 from eir_jax.evaluation.nearest import check_rows
 
 COLLAPSED_STD = 0.1
@@ -28,6 +29,81 @@ def measure(embedding: Float[np.ndarray, "row dim"]) -> dict[str, float]:
         "embedding_std": float(embedding_std(rows)),
         "uniformity": float(uniformity(rows)),
     }
+
+
+PIXELS = 8
+"""Side of the thumbnails that an embedding is compared with."""
+
+
+def against_pixels(
+    embedding: Float[np.ndarray, "row dim"],
+    images: np.ndarray | EncodedImages,
+    labels: Int[np.ndarray, " row"] | None,
+) -> dict[str, float]:
+    """Compare each row's nearest other row with that by 8x8 pixels (Euclidean).
+
+    `nearest_by_pixels` is the share of rows, in [0, 1], whose nearest is the same: near
+    1 the embedding sees little but the pixels. With labels (-1: none) `same_class` and
+    `same_class_by_pixels` are the shares whose nearest is of their class (R@1).
+
+    Args:
+      embedding: unit length; the first `MAX_ROWS` are looked at.
+      images: of the same rows, uint8.
+      labels: of the same rows, where known.
+    """
+    embedding = np.asarray(embedding, np.float32)[:MAX_ROWS]
+    if len(embedding) < 3:
+        return {}
+    pixels = thumbnails(images[: len(embedding)])
+    near, by_pixels = _nearest_other(embedding), _nearest_other(pixels)
+    found = {"nearest_by_pixels": float((near == by_pixels).mean())}
+    if labels is None:
+        return found
+    labels = np.asarray(labels)[: len(embedding)]
+    asked = labels >= 0
+    if asked.sum() > 2 and len(np.unique(labels[asked])) > 1:
+        for name, index in (("", near), ("_by_pixels", by_pixels)):
+            same = (labels[index] == labels)[asked]
+            found[f"same_class{name}"] = float(same.mean())
+    return found
+
+
+def pixels_warning(found: dict[str, float]) -> str:
+    """Say that neighbours are no better than those by pixels; '' where they are."""
+    if "same_class" in found and found["same_class"] <= found["same_class_by_pixels"]:
+        return (
+            "the nearest image is of the same class no more often "
+            f"({found['same_class']:.1%}) than the nearest by {PIXELS}x{PIXELS} pixels "
+            f"({found['same_class_by_pixels']:.1%}); train longer, or on more images"
+        )
+    if "same_class" not in found and found.get("nearest_by_pixels", 0) > 0.5:
+        return (
+            f"the nearest image is the nearest by {PIXELS}x{PIXELS} pixels for "
+            f"{found['nearest_by_pixels']:.0%} of them; train longer, or on more images"
+        )
+    return ""
+
+
+def thumbnails(images: np.ndarray | EncodedImages) -> Float[np.ndarray, "row pixel"]:
+    """Return uint8 images [n, side, side, 3] as means of 8x8 parts, in a row each."""
+    side = images.shape[1]
+    edges = np.unique(np.linspace(0, side, PIXELS + 1).astype(int))
+    sizes = np.diff(edges).astype(np.float32)
+    rows = []
+    for start in range(0, len(images), 512):  # encoded ones are decoded then
+        block = np.asarray(images[start : start + 512], np.float32)
+        for axis in (1, 2):
+            block = np.add.reduceat(block, edges[:-1], axis=axis)
+        rows.append(block / (sizes[:, None, None] * sizes[None, :, None]))
+    return np.concatenate(rows).reshape(len(images), -1)
+
+
+def _nearest_other(rows: Float[np.ndarray, "row dim"]) -> Int[np.ndarray, " row"]:
+    """Return the row that is nearest to each, of equal ones the first."""
+    rows = rows - rows.mean(0, keepdims=True)
+    score = rows @ rows.T - (rows**2).sum(1)[None] / 2
+    np.fill_diagonal(score, -np.inf)
+    return score.argmax(1)
 
 
 def embedding_std(embedding: Float[Array, "row dim"]) -> Float[Array, ""]:

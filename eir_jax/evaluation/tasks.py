@@ -267,9 +267,12 @@ def label_free(subject: Subject, progress: Progress | None = None) -> Result:
     check_spread(subject.dataset)
     rows = subject.query.embedding[: health.MAX_ROWS]
     parts: dict[str, Any] = health.measure(rows)
+    parts |= health.against_pixels(rows, subject.query.images, subject.query.labels)
     record: dict[str, Any] = {"health": parts | {"rows": len(rows)}}
     if parts["embedding_std"] < health.COLLAPSED_STD:
         record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
+    elif words := health.pixels_warning(parts):
+        record["warnings"] = [words]
     split = judged_split(subject.dataset)
     return record, {
         "rows": f"the first {health.MAX_ROWS} {split} images at most",

@@ -45,6 +45,19 @@ HEALTH = {
         "How evenly the embeddings fill the sphere: 0 is all in one point, and the "
         "more negative, the more even.",
     ),
+    "nearest_by_pixels": (
+        "Nearest by pixels",
+        "Share of images whose nearest is also the nearest by 8x8 pixels: near 1 the "
+        "embedding sees little else.",
+    ),
+    "same_class": (
+        "Nearest of the same class",
+        "Share of the measured images whose nearest other one is of their class.",
+    ),
+    "same_class_by_pixels": (
+        "The same by pixels",
+        "That share for the nearest by 8x8 pixels: what an embedding must beat.",
+    ),
     "alignment": (
         "Alignment",
         "Mean squared distance of two views of an image: 0 is the same embedding for "

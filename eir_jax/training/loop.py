@@ -23,6 +23,7 @@ from eir_jax.data.picture_record import record
 from eir_jax.data.pipeline import Images, make_train_batches
 from eir_jax.evaluation.allowed import remarks
 from eir_jax.evaluation.embed import Embed, make_embed
+from eir_jax.evaluation.health import pixels_warning
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.systems import training_split, warnings
 from eir_jax.run.checkpoint import Checkpoints, Meta
@@ -252,7 +253,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
                 progress.update(step, note=_note(record, rate))
         pending.clear()
 
-    stopped = None
+    stopped, evaluation = None, None
 
     def make_batches(first: int, end: int):
         how = (run.images, config, run.objective.slots, first, end)
@@ -318,6 +319,8 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
     if stopped is not None and step < num_steps:
         print(f"stopped at step {step} of {num_steps}, saved; the same command goes on")
         return EXIT_CODES[stopped]
+    if words := pixels_warning(evaluation["health"] if evaluation else {}):
+        print(f"warning: {words}")
     place = shlex.quote(str(workdir))
     print(f"trained: `python -m eir_jax.evaluate --workdir={place}` judges it,")
     print(

@@ -55,6 +55,7 @@ def evaluate(
         "health": health.measure(gallery),
         "health_of": f"{measured} train images",
     }
+    found["health"] |= health.against_pixels(gallery, train.images, train.labels)
     std = found["health"].get("embedding_std", 1.0)
     if std < health.COLLAPSED_STD:
         found["warning"] = health.collapse_warning(std)

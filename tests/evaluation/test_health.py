@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from sklearn.neighbors import NearestNeighbors
 
 from eir_jax.evaluation import health
 
@@ -43,3 +44,43 @@ def test_collapsed_and_spread_out():
     spread = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
     assert health.embedding_std(spread) == pytest.approx(1)
     assert health.rank_me(spread) == pytest.approx(8, rel=1e-3)
+
+
+def test_neighbours_are_compared_with_those_by_pixels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 16, 16, 3), np.uint8)
+    images[1] = images[0]
+    labels = np.arange(40) % 4
+    labels[0] = labels[1] = -1
+    small = images.reshape(40, 8, 2, 8, 2, 3).astype(np.float64).mean((2, 4))
+    pixels = small.reshape(40, -1)
+    np.testing.assert_allclose(health.thumbnails(images), pixels, rtol=1e-6)
+    embedding = rng.normal(size=(40, 5))
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    found = health.against_pixels(embedding, images, labels)
+
+    def nearest(rows):
+        return NearestNeighbors(n_neighbors=2).fit(rows).kneighbors(rows)[1][:, 1]
+
+    near, by_pixels = nearest(embedding), nearest(pixels)
+    by_pixels[1], known = 0, labels >= 0
+    assert found["nearest_by_pixels"] == pytest.approx((near == by_pixels).mean())
+    for name, index in (("", near), ("_by_pixels", by_pixels)):
+        want = (labels[index] == labels)[known].mean()
+        assert found[f"same_class{name}"] == pytest.approx(want)
+    odd = images[:, :13, :13]  # parts of one and two pixels
+    assert health.thumbnails(odd).shape == (40, 192)
+    assert health.thumbnails(images[:, :4, :4]).shape == (40, 48)
+    flat = health.against_pixels(pixels / np.linalg.norm(pixels), images, None)
+    assert flat == {"nearest_by_pixels": 1.0}
+    assert "for 100% of them" in health.pixels_warning(flat)
+    assert health.against_pixels(embedding[:2], images[:2], labels[:2]) == {}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0.5, 0.4), (0.4, 0.5), (0.5, 0.5)])
+def test_no_better_than_pixels_is_said(ours, theirs):
+    words = health.pixels_warning(
+        {"nearest_by_pixels": 0.9, "same_class": ours, "same_class_by_pixels": theirs}
+    )
+    assert bool(words) == (ours <= theirs)
+    assert not words or "train longer" in words

@@ -10,6 +10,8 @@ from eir_jax.evaluation.restore import restore_run
 from eir_jax.system.errors import UserError
 from eir_jax.training.loop import train_and_evaluate
 
+pytestmark = pytest.mark.slow
+
 
 def pictures(folder, numbers):
     folder.mkdir(exist_ok=True)
