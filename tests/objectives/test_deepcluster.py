@@ -13,6 +13,7 @@ from eir_jax.data.order import REPEATED, showings, uniform_order
 from eir_jax.models.encoder import EncoderOutput
 from eir_jax.objectives.k_means import k_means, split_largest, whiten
 from eir_jax.objectives.systems import make_objective
+from eir_jax.run.optimizer import make_optimizer
 from eir_jax.system import sharding
 from eir_jax.training.periods import put_features
 
@@ -163,24 +164,27 @@ def test_a_refresh_labels_all_and_begins_the_head_anew(run):
     assert not np.array_equal(heads[1]["kernel"], heads[2]["kernel"])
 
 
-def test_the_head_has_no_momentum(run):
-    """Two steps by one gradient: PyTorch's SGD of the body, plain of the head."""
+def test_the_head_has_no_momentum_and_a_constant_rate():
+    """Three steps by one gradient, of two an epoch: the second epoch's rate is lower.
+
+    PyTorch's SGD of the body, plain of the head.
+    """
+    milestones = {"optimizer.milestones": (1,), "optimizer.factors": (0.1,)}
+    tx = make_optimizer(small_config(**SETTINGS, **milestones), steps_per_epoch=2)
     params = {
         name: {"w": jnp.ones(3), "k": jnp.ones((2, 2))}
         for name in ("body", "classifier")
     }
     gradient = jax.tree.map(lambda x: 0.5 * x, params)
-    state, moved = run.tx.init(params), []
-    for _ in range(2):
-        updates, state = run.tx.update(gradient, state, params)
+    state, moved = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update(gradient, state, params)
         moved.append(jax.tree.map(lambda x: float(x.ravel()[0]), updates))
-    decayed = 0.5 + 5e-4
+    once = -0.03 * (0.5 + 5e-4)
     for part in ("w", "k"):
-        for name, second in (("body", 1.9), ("classifier", 1.0)):
-            assert moved[0][name][part] == pytest.approx(-0.03 * decayed, rel=1e-6)
-            assert moved[1][name][part] == pytest.approx(
-                -0.03 * second * decayed, rel=1e-6
-            )
+        for name, wanted in (("body", (1, 1.9, 0.271)), ("classifier", (1, 1, 1))):
+            found = [step[name][part] / once for step in moved]
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_a_step_writes_nothing_and_a_loss_that_is_not_finite_too(run):
