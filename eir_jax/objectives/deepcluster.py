@@ -28,8 +28,8 @@ def make_deepcluster_objective(
     epoch, the first one too, it is found anew: the features of all images, whitened to
     `clusters.components` and of unit length, by k-means. Then the classifier begins
     anew, as cluster numbers mean nothing from one epoch to the next: N(0, .01), biases
-    0; its optimiser has no momentum. An epoch draws its instances uniformly over the
-    clusters.
+    0; its optimiser has no momentum and a constant rate (run/optimizer.py). An epoch
+    draws its instances uniformly over the clusters.
 
     The features are the last stage's. As with 'supervised' the classifier sits on the
     head's output, so that the embedding is trained; a linear layer further than in the

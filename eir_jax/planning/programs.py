@@ -105,9 +105,13 @@ def lower_memory(job: Job) -> Lowering:
     sides = len(objective.slots), job.config.batch_size, job.config.model.embedding_dim
     embeddings = jax.ShapeDtypeStruct(sides, jnp.float32, sharding=whole)
 
+    def logits_of(x):  # as wide as the classifier's, where there is one
+        classes = job.config.model.num_classes
+        return jnp.broadcast_to(x[:, :1], (len(x), classes)) if classes else None
+
     def outputs_of(embeddings):
         return {
-            slot.name: EncoderOutput(x, x)
+            slot.name: EncoderOutput(x, x, logits_of(x))
             for slot, x in zip(objective.slots, embeddings, strict=True)
         }
 

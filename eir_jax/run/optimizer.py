@@ -84,14 +84,14 @@ def make_optimizer(
     gradient's first; biases and what batch norm learns have neither that nor decay, as
     in SimCLR.
 
-    The classifier of 'deepcluster', which begins anew each epoch, has no momentum.
+    The classifier of 'deepcluster', which begins anew each epoch, has no momentum, and
+    the initial rate throughout: with a lower one it would not learn within its epoch.
     """
+    c = config.optimizer
+    rest = _optimizer(c, make_schedule(config, steps_per_epoch), c.momentum)
     if config.objective != "deepcluster":
-        return _optimizer(config, steps_per_epoch, config.optimizer.momentum)
-    rest, anew = (
-        _optimizer(config, steps_per_epoch, momentum)
-        for momentum in (config.optimizer.momentum, 0.0)
-    )
+        return rest
+    anew = _optimizer(c, optax.constant_schedule(c.learning_rate), 0.0)
 
     def which(params):
         return {
@@ -103,10 +103,8 @@ def make_optimizer(
 
 
 def _optimizer(
-    config: ConfigDict, steps_per_epoch: int, momentum: float
+    c: ConfigDict, schedule: optax.Schedule, momentum: float
 ) -> optax.GradientTransformation:
-    c = config.optimizer
-    schedule = make_schedule(config, steps_per_epoch)
     if c.name == "lars":
         return optax.lars(
             schedule,

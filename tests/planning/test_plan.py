@@ -118,6 +118,16 @@ def test_the_command(tmp_path, capsys):
     assert nearest["flops"] == 2 * 768 * 640 * dim
 
 
+@pytest.mark.parametrize("name", ["supervised", "deepcluster"])
+def test_the_memory_of_a_system_with_a_classifier(name):
+    """Its terms look at logits, which stand for those of the encoder."""
+    classes = {"model.num_classes": 7, "clusters.count": 7}
+    config = small_config(objective=name, **classes)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    found = programs.lower_memory(programs.Job(config, 70, mesh))
+    assert found.donated == (name == "deepcluster")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

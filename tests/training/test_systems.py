@@ -13,6 +13,7 @@ from test_main import save_arrays
 from test_step import assert_close
 
 from configs import digits
+from eir_jax.data.pipeline import make_train_batches
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
@@ -162,7 +163,23 @@ def test_resumes_amid_an_epoch_to_the_bit(tmp_path, monkeypatch):
     """By the order that the epoch's clusters gave, which are not found anew."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     config = tiny("deepcluster", num_epochs=2, batch_size=256)  # 5 steps an epoch
-    train_and_evaluate(config, whole)
+    drawn = []
+
+    def noted(*arguments):
+        for batch in make_train_batches(*arguments):
+            drawn.append(batch["index"])
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eir_jax.training.loop.make_train_batches", noted)
+        train_and_evaluate(config, whole)
+    # Each cluster of the last epoch had as many places in it, to one.
+    assert len(drawn) == 10
+    clusters = np.asarray(restore_run(whole).state.memory["cluster"])
+    places = np.bincount(clusters[np.concatenate(drawn[5:])], minlength=5)
+    assert places.sum() == 5 * 256 and np.ptp(places) == 0
+    others = np.bincount(clusters[np.concatenate(drawn[:5])], minlength=5)
+    assert np.ptp(others) > 1
     with monkeypatch.context() as patch:
         stop = lambda _, step: signal.SIGTERM if step == 7 else None  # noqa: E731
         patch.setattr("eir_jax.system.processes.agreed_stop", stop)
