@@ -1,4 +1,4 @@
-"""A page to look through a collection: `python -m eir_jax.browse --embeddings=E.npz`."""
+"""A page to look through: `python -m eir_jax.browse --embeddings=E.npz --out=F`."""
 
 import sys
 from contextlib import redirect_stdout
@@ -12,7 +12,7 @@ a map of the pictures to pan and zoom, clusters, each picture's neighbours with 
 cosine, duplicates, and outliers.
 
   python -m eir_jax.browse --embeddings=E.npz --out=gallery.html
-  python -m eir_jax.browse --embeddings=E.npz --out=gallery.html --clusters=50 --map=umap
+  python -m eir_jax.browse --embeddings=E.npz --out=50.html --clusters=50 --map=umap
 """
 
 
