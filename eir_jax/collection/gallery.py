@@ -33,11 +33,11 @@ PAGE = Path(__file__).with_name("gallery.html")
 LEAST_PICTURES = 3
 CELL = 64
 """Pixels of a picture's longer side, at most."""
-BLOCK = 16
+BLOCK = 8
 """Cells are multiples of JPEG's block, so that no picture colours the next one."""
 SHEET = 2048
 """Pixels of a sheet's side, at most: what phones draw from."""
-QUALITY = 85
+QUALITY = 80
 OUTLIERS, KTH = 120, 10
 """How many outliers are listed, and the neighbour from which they are far."""
 MAPS = ("tsne", "umap")
@@ -200,7 +200,9 @@ def make_sheets(found: Embeddings, progress=None) -> Sheets:
                 )
                 shape[start + place] = wide, high
         stream = io.BytesIO()
-        Image.fromarray(sheet).save(stream, "JPEG", quality=QUALITY, optimize=True)
+        Image.fromarray(sheet).save(
+            stream, "JPEG", quality=QUALITY, subsampling=0, optimize=True
+        )
         jpeg.append(stream.getvalue())
     return Sheets(jpeg, cell, across, shape)
 
