@@ -91,7 +91,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The page of a collection of which one picture is gone, as the command makes it."""
+    """The page of a collection of which one picture is gone, by the command."""
     folder = tmp_path_factory.mktemp("pictures")
     arrays = write_embeddings(folder / "E.npz", folder)
     for row, path in enumerate(arrays["path"]):
@@ -204,7 +204,8 @@ const fire = (kind, name, settings) => map.dispatchEvent(
   fire(PointerEvent, "pointerdown", at(20));
   fire(PointerEvent, "pointerup", at(20));
   log("picked " + state.row);
-  log("near " + [...document.querySelectorAll("#panel .tile")].map(t => t.dataset.tile));
+  const tiles = [...document.querySelectorAll("#panel .tile")];
+  log("near " + tiles.map(tile => tile.dataset.tile));
   const dot = $("large").getContext("2d").getImageData(128, 128, 1, 1).data;
   log("colour " + [...dot].slice(0, 3));
   dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
