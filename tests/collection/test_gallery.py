@@ -192,7 +192,7 @@ const fire = (kind, name, settings) => map.dispatchEvent(
   const box = map.getBoundingClientRect();
   const at = row => ({clientX: box.left + across(row), clientY: box.top + down(row),
     pointerId: 1, button: 0});
-  open("map");
+  openView("map");
   const before = view.zoom;
   fire(WheelEvent, "wheel", {...at(20), deltaY: -900});
   log("zoomed " + (view.zoom > before));
