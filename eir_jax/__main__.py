@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "kNN, linear probe, retrieval, figures of a run"),
     "embed": ("embed", "embed pictures by a run, or by weights"),
     "search": ("search", "nearest pictures, near-duplicates"),
+    "browse": ("browse", "a page to look through pictures: map, clusters, copies"),
     "export": ("export", "weights for PyTorch, ONNX, StableHLO"),
     "inspect": ("inspect", "look at a data set as training sees it"),
     "plan": ("plan", "what a run would take on GPUs or TPUs that are not here"),

@@ -21,6 +21,7 @@ PAGES = [
 ]
 # Which tests run a command of ours as a user does, on data that is here.
 RUN_BY = {
+    "browse": "tests/collection/test_gallery.py",
     "coefficients": "tests/experiments/test_coefficients.py",
     "embed": "tests/collection/test_embed_search.py",
     "evaluate": "tests/test_main.py",

@@ -65,6 +65,7 @@ def test_wheel_holds_all_and_says_what_it_is(wheel):
     for file in (ROOT / "eir_jax").rglob("*.py"):
         assert file.relative_to(ROOT).as_posix() in names
     assert {"eir_jax/py.typed", "eir_jax/data/imagenet100_classes.txt"} <= names
+    assert "eir_jax/collection/gallery.html" in names
     assert not [n for n in names if not n.startswith("eir_jax")]
     for line in (
         "License-Expression: Apache-2.0",
