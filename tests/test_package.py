@@ -164,6 +164,8 @@ def test_installed_program_says_what_there_is(installed):
     assert result.stderr == (
         "error: there is no command 'evalute'; did you mean evaluate?\n"
     )
+    result = run(installed, "eir-jax", "train", status=2)
+    assert "see `eir-jax train --help`" in result.stderr
     words = ["--config=configs/digit.py", "--workdir=x"]
     result = run(installed, "eir-jax", "train", *words, status=2)
     assert "did you mean configs/digits.py?" in result.stderr

@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
 
 def on_other_data(
-    workdir: Path, step: str, config: str, overrides: Sequence[str]
+    workdir: Path, step: str, config: str | Path, overrides: Sequence[str]
 ) -> Judged:
     """Return a run's encoder, to be judged on the data set of a config.
 
@@ -64,7 +64,9 @@ def on_other_data(
     return _on(run, config, overrides, says)
 
 
-def by_weights(file: Path, config: str | None, overrides: Sequence[str]) -> Judged:
+def by_weights(
+    file: Path, config: str | Path | None, overrides: Sequence[str]
+) -> Judged:
     """Return the encoder of a file of weights, to be judged on a data set.
 
     Args:
@@ -138,7 +140,7 @@ def of_embeddings(files: Sequence[Path], overrides: Sequence[str]) -> Judged:
 
 
 def _on(
-    run: Run, config: str | None, overrides: Sequence[str], says: Protocol
+    run: Run, config: str | Path | None, overrides: Sequence[str], says: Protocol
 ) -> Judged:
     """Return the run's encoder with the data of a config, normalised as before."""
     settings = run.config.copy_and_resolve_references()
