@@ -1,5 +1,6 @@
 """What can be judged but for a run on its own data: other data, weights, embeddings."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class Judged(NamedTuple):
 
 
 def on_other_data(
-    workdir: Path, step: str, config: str | Path, overrides: Sequence[str]
+    workdir: Path, step: str, config: str | os.PathLike[str], overrides: Sequence[str]
 ) -> Judged:
     """Return a run's encoder, to be judged on the data set of a config.
 
@@ -65,7 +66,7 @@ def on_other_data(
 
 
 def by_weights(
-    file: Path, config: str | Path | None, overrides: Sequence[str]
+    file: Path, config: str | os.PathLike[str] | None, overrides: Sequence[str]
 ) -> Judged:
     """Return the encoder of a file of weights, to be judged on a data set.
 
@@ -140,7 +141,10 @@ def of_embeddings(files: Sequence[Path], overrides: Sequence[str]) -> Judged:
 
 
 def _on(
-    run: Run, config: str | Path | None, overrides: Sequence[str], says: Protocol
+    run: Run,
+    config: str | os.PathLike[str] | None,
+    overrides: Sequence[str],
+    says: Protocol,
 ) -> Judged:
     """Return the run's encoder with the data of a config, normalised as before."""
     settings = run.config.copy_and_resolve_references()
