@@ -8,7 +8,7 @@ what the command of the same name prints. Bad input raises UserError
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from eir_jax.evaluation.restore import restore
 from eir_jax.system import cli, compilation_cache
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import local_path
 
 AnyPath = str | PathLike[str]
 Images = UInt8[np.ndarray, "n size size 3"]
@@ -48,7 +49,7 @@ class TrainedEncoder:
     def __init__(self, source: AnyPath, step: int | str = "last"):
         cli.quiet_libraries()
         compilation_cache.keep_compiled()
-        self._source = Path(source).expanduser()
+        self._source = _path(source)
         self._run = restore(self._source, str(step))
         self.config: ConfigDict = self._run.config
         self.step = int(self._run.state.step)
@@ -82,7 +83,7 @@ class TrainedEncoder:
         """
         with _quiet(not progress):
             if isinstance(images, (str, PathLike)):
-                path = Path(images).expanduser()
+                path = _path(images)
                 if path.is_dir():
                     paths = existing_pictures(path)
                     return embed_pictures(self._run, self._source, path, paths)
@@ -92,7 +93,7 @@ class TrainedEncoder:
             if not isinstance(images, np.ndarray):
                 if not len(images):
                     raise UserError("there is no picture to embed: the list is empty")
-                names = [str(Path(path).expanduser()) for path in images]
+                names = [str(_path(path)) for path in images]
                 return embed_pictures(self._run, self._source, Path.cwd(), names)
             size = self.image_size
             if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
@@ -112,7 +113,7 @@ class TrainedEncoder:
           UserError: another suffix, a package that is not installed, or the file cannot
             be written.
         """
-        export(self._run, self._source, Path(file).expanduser())
+        export(self._run, self._source, _path(file))
 
 
 class Transformer(TransformerMixin, BaseEstimator):
@@ -187,7 +188,7 @@ def train(
 
     cli.quiet_libraries()
     compilation_cache.keep_compiled()
-    workdir = Path(workdir).expanduser()
+    workdir = _path(workdir)
     config = load_config(config, _words(settings))
     with _quiet(not progress):
         status = train_and_evaluate(config, workdir)
@@ -239,8 +240,8 @@ def evaluate(
         raise UserError(f"there is no task '{unknown[0]}'; choose of {','.join(TASKS)}")
     words = _words(settings)
     one = isinstance(source, (str, PathLike))
-    files = [Path(x).expanduser() for x in ([source] if one else source)]  # type: ignore
-    place = None if out is None else Path(out).expanduser()
+    files = [_path(x) for x in ([source] if one else source)]  # type: ignore
+    place = None if out is None else _path(out)
     with _quiet(not progress):
         judged = _elsewhere(files, config, str(step), words)
         if judged is not None:
@@ -312,6 +313,10 @@ def neighbours(
     if query is None:
         return nearest(rows, rows, k, exclude=np.arange(len(rows), dtype=np.int32))
     return nearest(unit_rows(query, "the query"), rows, k)
+
+
+def _path(path: AnyPath) -> Path:
+    return local_path(fspath(path))
 
 
 def _words(settings: Mapping[str, Any] | None) -> list[str]:

@@ -156,6 +156,21 @@ def test_transformer_in_a_pipeline(encoder, workdir, pictures):
         eir_jax.Transformer(workdir).transform(pictures)
 
 
+def test_what_is_no_local_path_is_refused(encoder, workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: eir_jax.load("gs://b/w"),
+        lambda: eir_jax.train("digits", "gs://b/w", TINY),
+        lambda: eir_jax.evaluate("gs://b/w"),
+        lambda: eir_jax.evaluate(workdir, out="gs://b/o"),
+        lambda: encoder.embed("gs://b/P"),
+        lambda: encoder.export("gs://b/F.onnx"),
+    ):
+        with pytest.raises(UserError, match="is no local path"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_lines_of_the_pages_run_as_they_stand(
     encoder, workdir, pictures, tmp_path, monkeypatch, capfd
 ):
