@@ -41,6 +41,7 @@ def main() -> None:
         sys.exit(cli.EXIT_BAD_INPUT)
     module = importlib.import_module(f"eir_jax.{COMMANDS[name][0]}")
     sys.argv[1:] = words
+    cli.Parser.called = f"eir-jax {name}"
     cli.run(module.main)
 
 

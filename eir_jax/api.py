@@ -8,7 +8,7 @@ what the command of the same name prints. Bad input raises UserError
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from eir_jax.evaluation.restore import restore
 from eir_jax.system import cli, compilation_cache
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import local_path
 
 AnyPath = str | PathLike[str]
 Images = UInt8[np.ndarray, "n size size 3"]
@@ -48,7 +49,7 @@ class TrainedEncoder:
     def __init__(self, source: AnyPath, step: int | str = "last"):
         cli.quiet_libraries()
         compilation_cache.keep_compiled()
-        self._source = Path(source).expanduser()
+        self._source = _path(source)
         self._run = restore(self._source, str(step))
         self.config: ConfigDict = self._run.config
         self.step = int(self._run.state.step)
@@ -82,7 +83,7 @@ class TrainedEncoder:
         """
         with _quiet(not progress):
             if isinstance(images, (str, PathLike)):
-                path = Path(images).expanduser()
+                path = _path(images)
                 if path.is_dir():
                     paths = existing_pictures(path)
                     return embed_pictures(self._run, self._source, path, paths)
@@ -92,7 +93,7 @@ class TrainedEncoder:
             if not isinstance(images, np.ndarray):
                 if not len(images):
                     raise UserError("there is no picture to embed: the list is empty")
-                names = [str(Path(path).expanduser()) for path in images]
+                names = [str(_path(path)) for path in images]
                 return embed_pictures(self._run, self._source, Path.cwd(), names)
             size = self.image_size
             if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
@@ -112,7 +113,7 @@ class TrainedEncoder:
           UserError: another suffix, a package that is not installed, or the file cannot
             be written.
         """
-        export(self._run, self._source, Path(file).expanduser())
+        export(self._run, self._source, _path(file))
 
 
 class Transformer(TransformerMixin, BaseEstimator):
@@ -187,7 +188,7 @@ def train(
 
     cli.quiet_libraries()
     compilation_cache.keep_compiled()
-    workdir = Path(workdir).expanduser()
+    workdir = _path(workdir)
     config = load_config(config, _words(settings))
     with _quiet(not progress):
         status = train_and_evaluate(config, workdir)
@@ -197,19 +198,27 @@ def train(
 
 
 def evaluate(
-    workdir: AnyPath,
+    source: AnyPath | Sequence[AnyPath],
     *,
+    config: AnyPath | None = None,
+    out: AnyPath | None = None,
     step: int | str = "last",
     tasks: Sequence[str] = (),
     data_path: AnyPath | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint of a run; return what is in its `eval/step_N.json`.
+    """Evaluate a run, weights or embeddings; return what is in `eval/step_N.json`.
 
     Args:
-      workdir: the folder of the run.
-      step: a number, 'last' or 'best'.
+      source: the folder of a run; or a .safetensors or .pth; or embeddings of any
+        program, .npz files of train and test or one that is judged within itself
+        (docs/evaluation.md).
+      config: another data set to judge a run or weights on: that of a config, a name or
+        a file.
+      out: folder to write to; the run's (for another data set its transfer/CONFIG)
+        where it is left out, which it can be for a run alone.
+      step: of a run: a number, 'last' or 'best'.
       tasks: of knn, linear, retrieval, health, figures; none: all that the data allows.
       data_path: where the data lies now, if not where training read it.
       settings: of the evaluation: {"knn.k": (1, 10)}.
@@ -219,7 +228,8 @@ def evaluate(
       `protocol`, and parts for each task; accuracies are fractions in [0, 1].
 
     Raises:
-      UserError: no checkpoint, or other data than the checkpoint's.
+      UserError: no checkpoint, weights or embeddings; other data than the checkpoint's;
+        or arguments that do not go together.
     """
     from eir_jax.experiments.evaluate import TASKS, print_remarks, print_task
     from eir_jax.experiments.evaluate import evaluate as evaluate_run
@@ -228,18 +238,54 @@ def evaluate(
     compilation_cache.keep_compiled()
     if unknown := sorted({*tasks} - {*TASKS}):
         raise UserError(f"there is no task '{unknown[0]}'; choose of {','.join(TASKS)}")
+    words = _words(settings)
+    one = isinstance(source, (str, PathLike))
+    files = [_path(x) for x in ([source] if one else source)]  # type: ignore
+    place = None if out is None else _path(out)
     with _quiet(not progress):
+        judged = _elsewhere(files, config, str(step), words)
+        if judged is not None:
+            if data_path is not None:
+                raise UserError(
+                    "data_path goes with a run on its own data; elsewhere give "
+                    'settings={"data.path": ...}'
+                )
+            if place is None and config is not None and files[0].is_dir():
+                place = files[0] / "transfer" / Path(config).stem
+            if place is None:
+                raise UserError(
+                    "weights and embeddings need out=, a folder to write to"
+                )
         record = evaluate_run(
-            Path(workdir).expanduser(),
+            files[0] if judged is None else place or files[0],
             str(step),
             tuple(tasks),
             None if data_path is None else str(data_path),
-            overrides=_words(settings),
+            overrides=words,
             tell=print_task if progress else None,
+            out=place,
+            judged=judged,
         )
         if progress:
             print_remarks(record)
     return record
+
+
+def _elsewhere(
+    files: list[Path], config: AnyPath | None, step: str, words: list[str]
+) -> Any:
+    """Return what is judged but for a run on its own data, which is None."""
+    from eir_jax.experiments import elsewhere
+
+    if len(files) != 1 or files[0].suffix == ".npz":
+        if config is not None:
+            raise UserError("config goes with a run or weights, not with embeddings")
+        return elsewhere.of_embeddings(files, words)
+    if files[0].is_file():
+        return elsewhere.by_weights(files[0], config, words)
+    if config is not None:
+        return elsewhere.on_other_data(files[0], step, config, words)
+    return None
 
 
 knn = knn_accuracy
@@ -267,6 +313,10 @@ def neighbours(
     if query is None:
         return nearest(rows, rows, k, exclude=np.arange(len(rows), dtype=np.int32))
     return nearest(unit_rows(query, "the query"), rows, k)
+
+
+def _path(path: AnyPath) -> Path:
+    return local_path(fspath(path))
 
 
 def _words(settings: Mapping[str, Any] | None) -> list[str]:

@@ -46,10 +46,14 @@ def main(argv: list[str]) -> int:
         "--weights", type=cli.path, help="a .safetensors or .pth instead"
     )
     subject.add_argument(
-        "--embeddings", help="two .npz instead, or one that is judged within itself"
+        "--embeddings",
+        type=cli.paths,
+        help="two .npz instead, or one that is judged within itself",
     )
     parser.add_argument(
-        "--config", help="another data set: that of a config, a name or a file"
+        "--config",
+        type=cli.path,
+        help="another data set: that of a config, a name or a file",
     )
     parser.add_argument(
         "--out",
@@ -117,7 +121,7 @@ def _elsewhere(
     from eir_jax.experiments import elsewhere
 
     if args.workdir is not None:
-        out = args.workdir / "transfer" / Path(args.config).stem
+        out = args.workdir / "transfer" / args.config.stem
         by = elsewhere.on_other_data(args.workdir, args.step, args.config, overrides)
         return by, args.out or out
     if args.out is None:
@@ -128,8 +132,7 @@ def _elsewhere(
         return elsewhere.by_weights(args.weights, args.config, overrides), args.out
     if args.config is not None:
         parser.error("--config goes with --workdir or --weights")
-    files = [Path(name).expanduser() for name in args.embeddings.split(",")]
-    return elsewhere.of_embeddings(files, overrides), args.out
+    return elsewhere.of_embeddings(args.embeddings, overrides), args.out
 
 
 class _CallableModule(types.ModuleType):

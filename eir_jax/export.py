@@ -1,7 +1,5 @@
 """Take the weights of a run elsewhere: `python -m eir_jax.export --workdir=DIR`."""
 
-from pathlib import Path
-
 from eir_jax.system import cli, compilation_cache
 
 DESCRIPTION = """\
@@ -21,20 +19,23 @@ def main(argv: list[str]) -> int:
     """Parse the command line and export; return the exit status."""
     parser = cli.Parser(prog="eir_jax.export", description=DESCRIPTION)
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder of a run of eir_jax.main"
+        "--workdir",
+        required=True,
+        type=cli.path,
+        help="folder of a run of eir_jax.main",
     )
     parser.add_argument(
         "--step",
         default="last",
         help="checkpoint: its step, 'best' or 'last' (default)",
     )
-    parser.add_argument("--to", required=True, type=Path, help="the file to write")
+    parser.add_argument("--to", required=True, type=cli.path, help="the file to write")
     args = parser.parse_args(argv)
     compilation_cache.keep_compiled()
-    from eir_jax.evaluation.export import check_suffix, export
+    from eir_jax.evaluation.export import check_target, export
     from eir_jax.evaluation.restore import restore_run
 
-    check_suffix(args.to)
+    check_target(args.to)  # before the work, not after
     run = restore_run(args.workdir, args.step)
     export(run, args.workdir, args.to)
     size = args.to.stat().st_size / 1e6

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     parser = cli.Parser(prog="eir_jax.main", description=DESCRIPTION)
     parser.add_argument(
-        "--config", required=True, type=cli.path, help="a file such as configs/*.py"
+        "--config", required=True, type=cli.path, help="a name (digits) or a file"
     )
     parser.add_argument(
         "--workdir", required=True, type=cli.path, help="folder for all the run writes"

@@ -1,5 +1,6 @@
 """The package as a library: what `import eir_jax` offers."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,55 @@ def test_transformer_in_a_pipeline(encoder, workdir, pictures):
     np.testing.assert_array_equal(features, encoder.embed(images[:2]).feature)
     with pytest.raises(UserError, match="1 of the pictures are broken"):
         eir_jax.Transformer(workdir).transform(pictures)
+
+
+def test_what_is_no_local_path_is_refused(encoder, workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: eir_jax.load("gs://b/w"),
+        lambda: eir_jax.train("digits", "gs://b/w", TINY),
+        lambda: eir_jax.evaluate("gs://b/w"),
+        lambda: eir_jax.evaluate(workdir, out="gs://b/o"),
+        lambda: encoder.embed("gs://b/P"),
+        lambda: encoder.export("gs://b/F.onnx"),
+    ):
+        with pytest.raises(UserError, match="is no local path"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_the_pages_run_as_they_stand(
+    encoder, workdir, pictures, tmp_path, monkeypatch, capfd
+):
+    """README.md, docs/api.md (but for training) and docs/weights.md's ONNX."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pictures").symlink_to(workdir)
+    (tmp_path / "PICTURES").symlink_to(pictures)
+    encoder.export(tmp_path / "F.onnx")
+    found = encoder.embed(pictures)
+    np.savez(tmp_path / "E.npz", embedding=found.embedding, path=found.path)
+    monkeypatch.chdir(tmp_path)
+    digits = np.uint8(load_digits().images[:20] * 15.9)
+    images = digits[..., None].repeat(3, axis=-1)
+    names = {"images": images, "labels": load_digits().target[:20]}
+    ran = 0
+    for page in ("README.md", "docs/api.md", "docs/weights.md"):
+        blocks = re.findall(
+            r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL
+        )
+        for block in blocks:
+            if "eir_jax.train(" in block or "eir_jax.evaluate(" in block:
+                continue  # run by other tests, on what is smaller
+            if "import torch" in block:  # by tests/evaluation/test_export.py
+                continue
+            size = "np.zeros((3, 8, 8, 3)"
+            exec(block.replace("np.zeros((3, 16, 16, 3)", size), names)
+            ran += 1
+    assert ran == 5 and names["row"].shape == (10, 8)
+    assert names["embedding"].shape == (3, 16)
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) >= 10 and "skipped x.png" in err
 
 
 def test_exported_weights_embed_as_the_run(encoder, workdir, pictures, tmp_path):

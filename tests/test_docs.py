@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import eir_jax
 from eir_jax.__main__ import COMMANDS
+from eir_jax.run.metrics import MetricsWriter
 from eir_jax.system.config import find_config, flatten, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +122,40 @@ def test_readme_is_short_and_its_pictures_are_small():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
     pictures = [*(ROOT / "docs").glob("*.png")]
     assert pictures and sum(p.stat().st_size for p in pictures) < 150_000
+
+
+def test_metrics_go_to_weights_and_biases_as_the_page_says(tmp_path, monkeypatch):
+    """Its lines run, with a stand-in of the package that notes what it is given."""
+    page = (ROOT / "docs" / "install.md").read_text()
+    (block,) = re.findall(r"```python\n(import json\n\nimport wandb.*?)```", page, re.S)
+    folder = tmp_path / "runs" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"seed": 3}')
+    logged = []
+    with closing(MetricsWriter(folder, step=0)) as writer:
+        writer.write(4, {"loss": 2.0, "knn": {"5": 0.5}})
+        writer.write(8, {"loss": 1.0})
+
+    class Run:
+        def log(self, record, step):
+            logged.append((step, record))
+
+        def finish(self):
+            logged.append("finished")
+
+    def init(project, mode, config):
+        logged.append((mode, config))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert logged == [
+        ("offline", {"seed": 3}),
+        (4, {"loss": 2.0, "knn": {"5": 0.5}}),
+        (8, {"loss": 1.0}),
+        "finished",
+    ]
 
 
 def test_commands_are_found_in_the_pages():

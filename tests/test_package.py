@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own, outside the tree."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import eir_jax
 from eir_jax.__main__ import COMMANDS
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
@@ -94,6 +96,23 @@ def test_extras_keep_the_bounds_of_jax():
     assert project["project"]["requires-python"] == ">=3.11"
 
 
+def test_citation_and_changes_name_the_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {eir_jax.__version__}\n" in citation
+    first = re.search(r"^## (\S+?)[, ]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first and first[1] == eir_jax.__version__
+
+
+def test_ci_runs_the_targets_there_are_on_the_versions_that_are_claimed():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"run: make (\w+)", workflow)
+    assert {"test", "newest"} <= {*targets}
+    assert all(f"\n{target}:" in makefile for target in targets)
+    claimed = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert claimed == sorted(set(re.findall(r'"(3\.\d+)"', workflow)))
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """Install the wheel where the tree is not, with the libraries that are here."""
@@ -165,6 +184,8 @@ def test_installed_program_says_what_there_is(installed):
     assert result.stderr == (
         "error: there is no command 'evalute'; did you mean evaluate?\n"
     )
+    result = run(installed, "eir-jax", "train", status=2)
+    assert "see `eir-jax train --help`" in result.stderr
     words = ["--config=configs/digit.py", "--workdir=x"]
     result = run(installed, "eir-jax", "train", *words, status=2)
     assert "did you mean configs/digits.py?" in result.stderr

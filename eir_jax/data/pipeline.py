@@ -244,8 +244,8 @@ def _import_tensorflow():
         import tensorflow as tf
     except ImportError as error:
         raise UserError(
-            f"data.pipeline=tf.data needs TensorFlow ({error}); install "
-            "requirements.txt, or use data.pipeline=device"
+            f"data.pipeline=tf.data needs TensorFlow ({error}); pip install "
+            '"eir_jax[tfds]" (in a clone ".[tfds]"), or use data.pipeline=device'
         ) from None
     tf.config.set_visible_devices([], "GPU")  # they are JAX's
     return tf

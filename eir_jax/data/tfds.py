@@ -142,8 +142,8 @@ def _import_tfds() -> Any:
 
 def _needs(error: ImportError) -> UserError:
     return UserError(
-        f"data.source=tfds needs a library that is absent ({error}); install "
-        "requirements.txt or use data.source=arrays"
+        f"data.source=tfds needs a library that is absent ({error}); pip install "
+        '"eir_jax[tfds]" (in a clone ".[tfds]"), or use data.source=arrays'
     )
 
 

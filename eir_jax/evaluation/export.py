@@ -17,6 +17,7 @@ from eir_jax.models.resnet import BOTTLENECKS
 from eir_jax.models.weights import sha256, to_torchvision, write_bytes, write_weights
 from eir_jax.run.record import commit, read_sessions
 from eir_jax.system.errors import UserError
+from eir_jax.system.files import check_writable
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -33,14 +34,15 @@ def export(run: Run, workdir: Path, file: Path) -> None:
       UserError: another suffix, a package that is not installed, a network that the
         form does not hold, or the file cannot be written.
     """
-    check_suffix(file)
+    check_target(file)
     model = run.config.model
     if model.towers != "one":
         raise UserError(
             f"the network of two towers (model.towers={model.towers}) has no file of "
             "its own; use it from its workdir"
         )
-    if file.suffix == ".onnx" and (
+    suffix = file.suffix.lower()
+    if suffix == ".onnx" and (
         model.head != "linear" or model.name in BOTTLENECKS or model.num_classes
     ):
         raise UserError(
@@ -50,7 +52,7 @@ def export(run: Run, workdir: Path, file: Path) -> None:
         )
     tensors = to_torchvision(run.state.params, run.state.batch_stats)
     note = about(run, workdir) | {"sha256": sha256(tensors)}
-    FORMS[file.suffix](run, tensors, note, file)
+    FORMS[suffix](run, tensors, note, file)
 
 
 def about(run: Run, workdir: Path) -> dict[str, Any]:
@@ -80,14 +82,22 @@ def about(run: Run, workdir: Path) -> dict[str, Any]:
     }
 
 
-def check_suffix(file: Path) -> None:
-    """Refuse a file of a form that there is not.
+def check_target(file: Path) -> None:
+    """Refuse a file of a form that there is not, or that cannot be written.
 
     Raises:
-      UserError: naming those that there are.
+      UserError: naming the forms, or what cannot be written.
     """
-    if file.suffix not in FORMS:
+    suffix = file.suffix.lower()
+    if suffix not in FORMS:
         raise UserError(f"{file} is of no form of {', '.join(FORMS)}; give one (--to)")
+    check_writable(file)
+    if suffix == ".stablehlo":
+        check_writable(_notes_beside(file))
+
+
+def _notes_beside(file: Path) -> Path:
+    return file.with_suffix(f"{file.suffix}.json")
 
 
 def _safetensors(run: Run, tensors, note, file: Path) -> None:
@@ -130,10 +140,9 @@ def _stablehlo(run: Run, tensors, note, file: Path) -> None:
     try:
         content = exported.serialize()
     except ImportError as error:
-        raise UserError(f'{error}; pip install "eir_jax[export]"') from None
+        raise UserError(f"{error}: pip install flatbuffers") from None
     write_bytes(file, bytes(content))
-    beside = file.with_suffix(f"{file.suffix}.json")
-    write_bytes(beside, (json.dumps(note, indent=2) + "\n").encode())
+    write_bytes(_notes_beside(file), (json.dumps(note, indent=2) + "\n").encode())
 
 
 FORMS: dict[str, Callable[..., None]] = {

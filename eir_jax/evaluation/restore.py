@@ -159,9 +159,14 @@ def restore_weights(
     like = jax.eval_shape(
         lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
     )
-    variables = from_torchvision(
-        tensors, like["params"], like["batch_stats"], with_head=True
-    )
+    try:
+        variables = from_torchvision(
+            tensors, like["params"], like["batch_stats"], with_head=True
+        )
+    except UserError as error:
+        raise UserError(
+            f"{file} is not whole, or of a network that there is not here: {error}"
+        ) from None
     params, batch_stats = jax.tree.map(
         lambda x: sharding.put_everywhere(x, mesh), variables
     )

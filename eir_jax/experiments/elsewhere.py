@@ -1,5 +1,6 @@
 """What can be judged but for a run on its own data: other data, weights, embeddings."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class Judged(NamedTuple):
 
 
 def on_other_data(
-    workdir: Path, step: str, config: str, overrides: Sequence[str]
+    workdir: Path, step: str, config: str | os.PathLike[str], overrides: Sequence[str]
 ) -> Judged:
     """Return a run's encoder, to be judged on the data set of a config.
 
@@ -64,7 +65,9 @@ def on_other_data(
     return _on(run, config, overrides, says)
 
 
-def by_weights(file: Path, config: str | None, overrides: Sequence[str]) -> Judged:
+def by_weights(
+    file: Path, config: str | os.PathLike[str] | None, overrides: Sequence[str]
+) -> Judged:
     """Return the encoder of a file of weights, to be judged on a data set.
 
     Args:
@@ -138,7 +141,10 @@ def of_embeddings(files: Sequence[Path], overrides: Sequence[str]) -> Judged:
 
 
 def _on(
-    run: Run, config: str | None, overrides: Sequence[str], says: Protocol
+    run: Run,
+    config: str | os.PathLike[str] | None,
+    overrides: Sequence[str],
+    says: Protocol,
 ) -> Judged:
     """Return the run's encoder with the data of a config, normalised as before."""
     settings = run.config.copy_and_resolve_references()

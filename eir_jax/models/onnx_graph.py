@@ -36,9 +36,7 @@ def onnx_model(
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        raise UserError(
-            'the package onnx is not installed; pip install "eir_jax[export]"'
-        ) from None
+        raise UserError("an .onnx needs the package onnx: pip install onnx") from None
 
     nodes: list[Any] = []
     constants: dict[str, np.ndarray] = {}

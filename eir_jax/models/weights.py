@@ -9,6 +9,7 @@ needed to use them: settings, preparation of the images, numbers, a SHA-256.
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,9 +110,8 @@ def from_torchvision(
     if problems:
         more = len(problems) - MOST_NAMED
         words = "; ".join(problems[:MOST_NAMED]) + f"; {more} more" * (more > 0)
-        raise UserError(
-            f"the weights do not fit the encoder: {words}; {_way_out(tensors)}"
-        )
+        way_out = "" if with_head else f"; {_way_out(tensors)}"
+        raise UserError(f"the weights do not fit the encoder: {words}{way_out}")
     params, batch_stats = jax.tree.unflatten(structure, found)
     return params, batch_stats
 
@@ -137,7 +137,10 @@ def network_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
             f"these are weights of a network with {stages} {kind} a stage; there are "
             + ", ".join(f"{name} with {list(b)}" for name, b in alike.items())
         )
-    width, _, size, _ = tensors["conv1.weight"].shape
+    shape = tensors["conv1.weight"].shape
+    if len(shape) != 4:
+        raise UserError(f"conv1.weight is {list(shape)}, not [out, in, height, width]")
+    width, _, size, _ = shape
     stem = {3: "small", 7: "imagenet"}.get(size)
     if stem is None:
         raise UserError(
@@ -227,9 +230,18 @@ def _read_safetensors(file: Path) -> tuple[Tensors, dict[str, Any]]:
         about = json.loads(metadata.get("eir_jax", "{}"))
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(
-            f"{file} cannot be read as safetensors of float32: {first_line(error)}"
+            f"{file} cannot be read as safetensors: {first_line(error)}"
         ) from None
-    return tensors, about
+    if not isinstance(about, dict):
+        raise UserError(
+            f"{file} is damaged: it notes a {type(about).__name__} as its settings"
+        )
+    # bfloat16 and the like have no buffers, and are computed with as float32.
+    exact = (np.float32, np.int64)
+    return {
+        name: x if x.dtype in exact else x.astype(np.float32)
+        for name, x in tensors.items()
+    }, about
 
 
 def _read_torch(file: Path) -> Tensors:
@@ -241,10 +253,14 @@ def _read_torch(file: Path) -> Tensors:
             "save it as .safetensors where it is"
         ) from None
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file raises is of many types
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the file was pickled
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # of many types, and its words are advice to run the file
         raise UserError(
-            f"{file} cannot be read as weights alone: {first_line(error)}"
+            f"{file} cannot be read as weights alone: it is damaged, or holds a whole "
+            "model or other objects; where it was made, save what holds arrays alone: "
+            "torch.save(model.state_dict(), FILE)"
         ) from None
     for key in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -62,9 +62,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line, as every other of ours."""
 
+    called = ""  # as what, if not as a module: `eir-jax train`
+
     def __init__(self, *, description: str, prog: str):
         super().__init__(
-            prog=f"python -m {prog}",
+            prog=self.called or f"python -m {prog}",
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,6 +83,11 @@ def path(text: str) -> Path:
         return files.local_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def paths(text: str) -> list[Path]:
+    """Read a flag that is one path, or several with commas between."""
+    return [path(part) for part in text.split(",")]
 
 
 def quiet_libraries() -> None:

@@ -156,8 +156,10 @@ def read_config(path: Path) -> ConfigDict:
     """
     try:
         return complete(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         why = f"it holds no {path.name}" if path.parent.is_dir() else "there is none"
+        if path.parent.is_file():
+            why = "it is a file"
         raise UserError(
             f"{in_words(path.parent)} is no workdir: {why}; give the --workdir "
             "of a run of eir_jax.main"

@@ -566,6 +566,15 @@ def test_export_and_weights_refuse(workdir, folder, tmp_path, capsys):
     assert "no form of .safetensors, .onnx, .stablehlo" in said
     said = refused("export", "--workdir=/nowhere", f"--to={tmp_path / 'F.onnx'}")
     assert "/nowhere is no workdir" in said
+    # What cannot be written is said before the checkpoint is looked for.
+    for name in ("F.onnx", "F.stablehlo", "F.stablehlo.json"):
+        (tmp_path / name).mkdir()
+        to = tmp_path / name.removesuffix(".json")
+        said = refused("export", "--workdir=/nowhere", f"--to={to}")
+        assert f"{tmp_path / name} is a folder; give the name of a file" in said
+        (tmp_path / name).rmdir()
+    said = refused("export", f"--workdir={__file__}", f"--to={tmp_path / 'F.onnx'}")
+    assert "test_embed_search.py is no workdir: it is a file" in said
     words = [f"--images={folder}", f"--out={tmp_path / 'o.npz'}"]
     said = refused("embed", f"--weights={tmp_path / 'no.safetensors'}", *words)
     assert "there is no file of weights" in said

@@ -1,7 +1,9 @@
 """Weights out, read by the other side; weights in, to the bit."""
 
 import json
+import pickle
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,9 +248,47 @@ def test_pth_is_read_by_pytorch_as_weights_alone(tmp_path):
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"state_dict": tensors, "x": Evil()}, tmp_path / "F.pth")
-    with pytest.raises(UserError, match="cannot be read as weights alone"):
-        read_weights(tmp_path / "F.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+    for name in ("F", "model", "text", "empty"):
+        with pytest.raises(UserError) as error:
+            read_weights(tmp_path / f"{name}.pth")
+        assert "cannot be read as weights alone" in str(error.value)
+        assert str(error.value).endswith("torch.save(model.state_dict(), FILE)")
+    with pytest.raises(UserError, match=r"holds no ResNet|as weights alone"):
+        read_weights(tmp_path / "pickle.pth")  # and no warning of PyTorch's
     assert not (tmp_path / "ran").exists()
+
+
+def test_pth_without_pytorch_and_onnx_without_onnx_say_what_to_do(
+    exported, tmp_path, monkeypatch
+):
+    workdir, run, _, _ = exported
+    (tmp_path / "F.pth").touch()
+    for package in ("torch", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"install torch, or save it as \.safetensors"):
+        read_weights(tmp_path / "F.pth")
+    with pytest.raises(UserError, match="pip install onnx"):
+        export(run, workdir, tmp_path / "F.onnx")
+    assert [x.name for x in tmp_path.iterdir()] == ["F.pth"]
+
+
+def test_half_precision_is_read_as_float32(tmp_path, one_device):
+    import ml_dtypes
+
+    tensors = {n: x for n, x in theirs().items() if "num_batches" not in n}
+    file, expected = tmp_path / "F.safetensors", {}
+    for kind in (np.float16, ml_dtypes.bfloat16, np.float64):
+        given = {name: x.astype(kind) for name, x in tensors.items()}
+        save_theirs(file, given)
+        found = restore_weights(file, ["--config.data.image_size=8"])
+        expected = given["conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0)
+        kernel = found.state.params["backbone"]["conv"]["kernel"]
+        assert kernel.dtype == np.float32
+        np.testing.assert_array_equal(kernel, expected)
 
 
 def test_what_does_not_fit_is_named():
@@ -334,6 +374,21 @@ def test_bad_files_are_refused_in_words(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as safetensors"):
             read_weights(file)
+    wrong = {"conv1.weight": np.zeros(9, np.float32)}
+    save_theirs(file, theirs() | wrong)
+    with pytest.raises(UserError, match=r"conv1.weight is \[9\], not \[out, in"):
+        restore_weights(file)
+    wrong = {"layer4.0.conv2.weight": np.ones((7, 7, 3, 3), np.float32)}
+    save_theirs(file, theirs() | wrong)
+    with pytest.raises(UserError) as error:
+        restore_weights(file)
+    said = str(error.value)
+    assert f"{file} is not whole" in said and "--config.model" not in said
+    from safetensors.numpy import save_file
+
+    save_file(theirs(), file, {"eir_jax": "[1]"})
+    with pytest.raises(UserError, match="damaged: it notes a list"):
+        read_weights(file)
     save_theirs(file, {"blocks.0.weight": np.ones(3, np.float32)})
     with pytest.raises(UserError, match=r"no ResNet .*it holds blocks.0.weight"):
         read_weights(file)

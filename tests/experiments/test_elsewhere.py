@@ -8,6 +8,7 @@ import pytest
 import reference
 from small import SmallRun, small_config
 
+import eir_jax
 from eir_jax.evaluation.export import export
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.evaluation.restore import restore_run
@@ -132,6 +133,41 @@ def test_weights_are_judged_as_the_run(workdir, other_data, tmp_path, one_device
     )
     assert record["knn"] == by_run["knn"] and record["health"] == by_run["health"]
     assert record["protocol"]["encoder"].startswith("weights F.safetensors (")
+
+
+def test_from_python_as_by_the_command(files, workdir, other_data, tmp_path, capfd):
+    config, _ = other_data
+    how = {"tasks": ["knn", "health"], "settings": {"knn.k": (1, 5)}}
+    record = eir_jax.evaluate(files, out=tmp_path / "e", **how)
+    both = ",".join(map(str, files))
+    by_command = evaluated(
+        tmp_path / "c", f"--embeddings={both}", f"--out={tmp_path / 'c'}"
+    )
+    capfd.readouterr()
+    for part in ("knn", "knn_feature", "health"):
+        assert record[part] == by_command[part]
+    assert record["protocol"]["encoder"] == "another program's"
+    one = eir_jax.evaluate(str(files[0]), out=str(tmp_path / "one"), **how)
+    assert "without the query" in one["protocol"]["knn"]["gallery"]
+    export(restore_run(workdir), workdir, tmp_path / "F.safetensors")
+    weights = eir_jax.evaluate(
+        tmp_path / "F.safetensors", config=config, out=tmp_path / "w", **how
+    )
+    run = eir_jax.evaluate(workdir, config=str(config), **how)
+    assert weights["knn"] == run["knn"] and weights["health"] == run["health"]
+    assert (workdir / "transfer" / "colours" / "report.html").is_file()
+    assert weights["protocol"]["encoder"].startswith("weights F.safetensors (")
+    assert capfd.readouterr() == ("", "")
+    for wrong, message in (
+        ({"source": files}, "need out="),
+        ({"source": tmp_path / "F.safetensors", "config": config}, "need out="),
+        ({"source": files, "config": "digits"}, "config goes with a run or weights"),
+        ({"source": [*files, *files], "out": "o"}, "or one file"),
+        ({"source": workdir, "config": config, "data_path": "x"}, "data_path goes"),
+        ({"source": tmp_path / "no"}, "is no workdir"),
+    ):
+        with pytest.raises(UserError, match=message):
+            eir_jax.evaluate(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eir_jax import coefficients, embed, evaluate, inspect, main, results, search, sweep
+from eir_jax import (
+    coefficients,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    main,
+    results,
+    search,
+    sweep,
+)
 from eir_jax.system import files
 from eir_jax.system.errors import UserError
 
@@ -18,7 +28,14 @@ FLAGS = [  # each path flag of each command, with what else that needs
     (evaluate, "--compare", ["--workdir=w"]),
     (evaluate, "--data_path", ["--workdir=w"]),
     (evaluate, "--out", ["--workdir=w"]),
+    (evaluate, "--weights", ["--out=o"]),
+    (evaluate, "--embeddings", ["--out=o"]),
+    (evaluate, "--config", ["--workdir=w"]),
+    (export, "--workdir", ["--to=F.onnx"]),
+    (export, "--to", ["--workdir=w"]),
     (embed, "--workdir", ["--images=.", "--out=E.npz"]),
+    (embed, "--weights", ["--images=.", "--out=E.npz"]),
+    (embed, "--embeddings", ["--out=E.csv"]),
     (embed, "--images", ["--workdir=w", "--out=E.npz"]),
     (embed, "--out", ["--workdir=w", "--images=."]),
     (embed, "--data_path", ["--workdir=w", "--split=test", "--out=E.npz"]),
