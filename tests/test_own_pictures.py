@@ -71,3 +71,8 @@ def test_from_a_folder_to_neighbours_and_duplicates(tmp_path):
     said = run("search", f"--embeddings={out}", "--duplicates")
     groups = [line for line in said.splitlines() if re.search("again|mirrored", line)]
     assert len(groups) >= 2 and "2019/01.png" in said
+
+    page = tmp_path / "gallery.html"
+    said = run("browse", f"--embeddings={out}", f"--out={page}")
+    text = page.read_text()
+    assert "60" in said and "<canvas" in text and "again.bmp" in text
