@@ -140,7 +140,10 @@ def restore_weights(
             raise UserError(f"{file} notes no settings: {error}") from None
     else:
         config = load_config("base")
-        config.model.update(network_of(tensors))
+        try:
+            config.model.update(network_of(tensors))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         config.model.embedding_dim = feature_dim(config.model)
         if config.model.stem == "imagenet":
             theirs = load_config("image_folder").data

@@ -376,7 +376,9 @@ def test_bad_files_are_refused_in_words(tmp_path):
             read_weights(file)
     wrong = {"conv1.weight": np.zeros(9, np.float32)}
     save_theirs(file, theirs() | wrong)
-    with pytest.raises(UserError, match=r"conv1.weight is \[9\], not \[out, in"):
+    with pytest.raises(
+        UserError, match=r"F\.safetensors: conv1\.weight is \[9\], not \[out, in"
+    ):
         restore_weights(file)
     wrong = {"layer4.0.conv2.weight": np.ones((7, 7, 3, 3), np.float32)}
     save_theirs(file, theirs() | wrong)
