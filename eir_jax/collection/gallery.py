@@ -229,7 +229,7 @@ def _map(rows, map_by: str, seed: int) -> Float32[np.ndarray, "row 2"]:
     if minutes > 1 / 10:
         about = f"{minutes:.0f} min" if minutes > 1 else f"{minutes * 60:.0f} s"
         name = {"tsne": "t-SNE", "umap": "UMAP"}[map_by]
-        print(f"placing {len(rows):,} pictures by {name}, about {about}", flush=True)
+        print(f"placing {len(rows):,} by {name}: {about} of a free core", flush=True)
     if map_by == "tsne":
         xy = tsne_coordinates(rows, seed=seed)
     else:
