@@ -23,6 +23,7 @@ from PIL import Image
 from eir_jax.collection.duplicates import Copy, copies_of, find_duplicates
 from eir_jax.collection.embeddings import Embeddings, names_of, rows_on
 from eir_jax.collection.formats import columns_of
+from eir_jax.collection.growth import take
 from eir_jax.collection.pictures import thumbnails
 from eir_jax.system.errors import UserError, first_line, one_line
 from eir_jax.system.files import replacing, to_json
@@ -369,7 +370,9 @@ def browse(
             "shows more",
             flush=True,
         )
-        found = _rows_of(found, np.random.default_rng(seed).permutation(total)[:most])
+        found = take(
+            found, np.sort(np.random.default_rng(seed).permutation(total)[:most])
+        )
     gallery = make_gallery(found, seed=seed, **options)
     name = Path(found.meta["source"]).name
     write_page(gallery, one_line(name), out)
@@ -380,14 +383,3 @@ def browse(
         f"{counted(clusters, 'cluster')}, {counted(copies, 'duplicate')}, "
         f"{out.stat().st_size / 1e6:.1f} MB"
     )
-
-
-def _rows_of(found: Embeddings, rows: np.ndarray) -> Embeddings:
-    rows = np.sort(rows)
-    columns = {
-        field.name: None if value is None else value[rows]
-        for field in dataclasses.fields(found)
-        if field.name != "meta"
-        for value in [getattr(found, field.name)]
-    }
-    return dataclasses.replace(found, **columns)
