@@ -384,7 +384,7 @@ def browse(
 
 def _rows_of(found: Embeddings, rows: np.ndarray) -> Embeddings:
     rows = np.sort(rows)
-    columns = {
+    columns: dict[str, Any] = {
         field.name: None if value is None else value[rows]
         for field in dataclasses.fields(found)
         if field.name != "meta"
