@@ -161,7 +161,9 @@ def check_map(map_by: str) -> None:
     Raises:
       UserError: naming the package.
     """
-    if map_by == "umap" and importlib.util.find_spec("umap") is None:
+    spec = importlib.util.find_spec("umap")
+    # Without an origin it is a folder of that name, not the package.
+    if map_by == "umap" and (spec is None or spec.origin is None):
         raise UserError("--map=umap needs umap-learn: pip install umap-learn")
 
 
