@@ -267,7 +267,9 @@ def label_free(subject: Subject, progress: Progress | None = None) -> Result:
     check_spread(subject.dataset)
     rows = subject.query.embedding[: health.MAX_ROWS]
     parts: dict[str, Any] = health.measure(rows)
-    parts |= health.against_pixels(rows, subject.query.images, subject.query.labels)
+    images = subject.query.images
+    if len(images.shape) == 4:  # embeddings of another program come without pictures
+        parts |= health.against_pixels(rows, images, subject.query.labels)
     record: dict[str, Any] = {"health": parts | {"rows": len(rows)}}
     if parts["embedding_std"] < health.COLLAPSED_STD:
         record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
