@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
             if startup and step == start_step + 1:
                 jax.block_until_ready(state.step)
                 progress.say(startup.words())
-            progress.update(step)
+            progress.update(_finished(pending, step))
             stopped = processes.agreed_stop(requests, step)
             if step % steps_per_epoch and step != num_steps and stopped is None:
                 continue
@@ -321,11 +321,9 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         return EXIT_CODES[stopped]
     if words := pixels_warning(evaluation["health"] if evaluation else {}):
         print(f"warning: {words}")
-    place = shlex.quote(str(workdir))
-    print(f"trained: `python -m eir_jax.evaluate --workdir={place}` judges it,")
-    print(
-        f"`python -m eir_jax.embed --workdir={place} --images=DIR --out=E.npz` embeds"
-    )
+    at = shlex.quote(str(workdir))
+    print(f"trained: `python -m eir_jax.evaluate --workdir={at}` judges it,")
+    print(f"`python -m eir_jax.embed --workdir={at} --images=DIR --out=E.npz` embeds")
     return 0
 
 
@@ -413,6 +411,14 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _finished(pending: Sequence[tuple[int, Any]], step: int) -> int:
+    """Return the last step that the devices are done with: dispatch runs ahead."""
+    for at, metrics in reversed(pending):
+        if all(array.is_ready() for array in jax.tree.leaves(metrics)):
+            return at
+    return pending[0][0] - 1 if pending else step
 
 
 def _note(record: dict[str, float], rate: float) -> str:
