@@ -47,7 +47,7 @@ def test_from_a_folder_to_neighbours_and_duplicates(tmp_path):
         *(f"--workdir={workdir}", "--config.num_epochs=2", "--config.batch_size=16"),
         *("--config.model.width=4", "--config.data.image_size=16"),
     )
-    assert "60 training and no test images" in said
+    assert "60 training images, 0 test images" in said
     assert "beside folders" in said and "without classes" in said
     assert "6 steps (2 epochs of 60 images in batches of 16) are few" in said
     run("evaluate", f"--workdir={workdir}")

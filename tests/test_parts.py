@@ -184,6 +184,12 @@ def test_a_share_held_out_is_the_test_split(tmp_path):
         ),
         (CLASSES, [5, 5, 6], {"knn", "linear"}, "do not occur in train"),
         (CLASSES, [1], {"retrieval", "health"}, "are all of one class"),
+        (
+            np.zeros(12, int),
+            CLASSES[:4],
+            {"knn", "linear"},
+            "every vote would be right",
+        ),
     ],
 )
 def test_one_task_that_cannot_run_costs_no_other(
@@ -209,6 +215,24 @@ def test_one_task_that_cannot_run_costs_no_other(
     with pytest.raises(UserError):
         judge(words, f"--tasks={refused}")
     assert not (workdir / "eval" / "step_0.json").exists()
+
+
+def test_of_five_classes_there_is_no_top_5(tmp_path, judge):
+    for classes in (5, 6):
+        labels = np.arange(12) % classes
+        splits = {"train": (labels, True), "test": (labels, True)}
+        (tmp_path / str(classes)).mkdir()
+        record = judge(save(tmp_path / str(classes), "arrays", **splits))
+        assert ("knn_top5" in record) == (classes == 6)
+        assert ("top-5" in record["linear"]) == (classes == 6)
+
+
+def test_advice_fits_the_split_that_there_is(tmp_path, capsys, judge):
+    for test, said in ((None, "; train with"), ((CLASSES, False), "; label them, or")):
+        splits = {"train": (CLASSES, True)} | ({"test": test} if test else {})
+        (tmp_path / said[2:7]).mkdir()
+        judge(save(tmp_path / said[2:7], "arrays", **splits))
+        assert f"each image among the others{said}" in capsys.readouterr().out
 
 
 def test_means_over_nothing_are_null(tmp_path, capsys, recwarn, judge):

@@ -79,9 +79,14 @@ def knn_votes(dataset: Dataset, config: ConfigDict) -> tuple[Votes, tuple[int, .
     """Return who is asked and votes in kNN, and the k of the settings that fit.
 
     Raises:
-      UserError: as `votes`; or no k fits.
+      UserError: as `votes`; or train is of one class, or no k fits.
     """
     found = votes(dataset)
+    if len(np.unique(_labels(dataset, "train", found.voters))) == 1:
+        raise UserError(
+            f"the train images of {dataset.name} are all of one class: every vote "
+            "would be right"
+        )
     return found, _fitting("knn", config, found.most, "labelled train images")
 
 
@@ -95,7 +100,7 @@ def probed(dataset: Dataset) -> Votes:
     if found.own is not None:
         raise UserError(
             f"{dataset.name} has no labelled test images to judge a linear probe by; "
-            f"{HOLD_OUT}"
+            f"{_to_have_some(dataset)}"
         )
     check_train_classes(_labels(dataset, "train", found.voters), dataset.class_names)
     return found
@@ -143,7 +148,7 @@ def remarks(dataset: Dataset, config: ConfigDict) -> list[str]:
     if split == "train" and is_labelled(dataset.train):
         lines.append(
             f"{dataset.name} has no labelled test images: kNN and retrieval are within "
-            f"train, each image among the others; {HOLD_OUT}"
+            f"train, each image among the others; {_to_have_some(dataset)}"
         )
     elif split == "train":
         lines.append(f"{dataset.name} has no test images: train is judged")
@@ -174,6 +179,10 @@ def remarks(dataset: Dataset, config: ConfigDict) -> list[str]:
                 "left out of MAP@R and R-precision"
             )
     return lines
+
+
+def _to_have_some(dataset: Dataset) -> str:
+    return HOLD_OUT if dataset.test is None else f"label them, or, without, {HOLD_OUT}"
 
 
 def _labels(dataset: Dataset, split: str, rows: np.ndarray) -> np.ndarray:

@@ -44,7 +44,8 @@ def against_pixels(
 
     `nearest_by_pixels` is the share of rows, in [0, 1], whose nearest is the same: near
     1 the embedding sees little but the pixels. With labels (-1: none) `same_class` and
-    `same_class_by_pixels` are the shares whose nearest is of their class (R@1).
+    `same_class_by_pixels` are the shares whose nearest is of their class (R@1), of
+    those that are not alone in it.
 
     Args:
       embedding: unit length; the first `MAX_ROWS` are looked at.
@@ -60,8 +61,9 @@ def against_pixels(
     if labels is None:
         return found
     labels = np.asarray(labels)[: len(embedding)]
-    asked = labels >= 0
-    if asked.sum() > 2 and len(np.unique(labels[asked])) > 1:
+    classes, count = np.unique(labels[labels >= 0], return_counts=True)
+    asked = np.isin(labels, classes[count > 1])  # the others have nobody to find
+    if asked.sum() > 2 and len(classes) > 1:
         for name, index in (("", near), ("_by_pixels", by_pixels)):
             same = (labels[index] == labels)[asked]
             found[f"same_class{name}"] = float(same.mean())

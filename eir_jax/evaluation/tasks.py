@@ -96,6 +96,8 @@ def embed_subject(run: Run, dataset: Dataset, with_gallery: bool) -> Subject:
 def knn(subject: Subject, progress: Progress | None = None) -> Result:
     """Weighted kNN (Tables 1-4): on embedding and feature, top-1 and top-5, and bank.
 
+    Of five classes or fewer there is no top-5: it would be 1 of any embedding.
+
     Raises:
       UserError: the data does not allow it.
     """
@@ -105,6 +107,7 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     assert gallery is not None and gallery.labels is not None
     assert query.labels is not None
     parts: dict[str, Any] = {}
+    ranks = [(1, ""), *[(5, "_top5")] * (len(np.unique(gallery.labels)) > 5)]
     searches = [
         ("knn", query.embedding, gallery.embedding),
         ("knn_feature", query.feature, gallery.feature),
@@ -121,7 +124,7 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
             mesh=mesh,
             progress=_part(progress, number, len(searches)),
         )
-        for top, suffix in ((1, ""), (5, "_top5")):
+        for top, suffix in ranks:
             accuracy = vote_accuracy(
                 similarity,
                 check_labels(gallery.labels, voting, "train")[index],
@@ -208,11 +211,9 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
         mesh=subject.run.mesh,
         progress=progress,
     )
-    part = {
-        "top-1": probe.top1,
-        "top-5": probe.top5,
-        "weight_decay": probe.weight_decay,
-    }
+    part = {"top-1": probe.top1, "weight_decay": probe.weight_decay}
+    if len(np.unique(train.labels)) > 5:  # else it is 1 of any embedding
+        part["top-5"] = probe.top5
     if probe.learning_rate is not None:
         part["learning_rate"] = probe.learning_rate
     feature = "last map, averaged over windows of 2x2" if pooled_map else "feature"

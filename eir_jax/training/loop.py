@@ -433,7 +433,8 @@ def _note(record: dict[str, float], rate: float) -> str:
 def _summary(run: Run, state: TrainState) -> str:
     config, dataset, mesh = run.config, run.dataset, run.mesh
     size = config.data.image_size
-    test = "no test" if dataset.test is None else f"{len(dataset.test.images):,} test"
+    train = counted(len(dataset.train.images), "training image")
+    test = counted(len(dataset.test.images) if dataset.test else 0, "test image")
     params = sum(x.size for x in jax.tree.leaves(state.params))
     devices = counted(mesh.size, f"{jax.devices()[0].platform} device")
     if processes.count() > 1:
@@ -441,8 +442,7 @@ def _summary(run: Run, state: TrainState) -> str:
     terms = " + ".join(name.removeprefix("loss_") for name in run.objective.weights(0))
     rounds = f"{config.num_rounds} rounds of " if config.num_rounds > 1 else ""
     return (
-        f"{dataset.name}: {len(dataset.train.images):,} training and {test} images of "
-        f"{size}x{size}, {dataset.content_hash[:12]}\n"
+        f"{dataset.name}: {train}, {test}, {size}x{size}, {dataset.content_hash[:12]}\n"
         f"{config.model.name}, width {config.model.width}: {params:,} parameters on "
         f"{devices}; {rounds}{counted(config.num_epochs, 'epoch')}, "
         f"{counted(run.num_steps, 'step')} of {config.batch_size}\n"

@@ -646,7 +646,7 @@ def test_trains_evaluates_and_refuses_a_changed_folder(one_device, tmp_path, cap
     )
     assert train_and_evaluate(config, workdir) == 0
     said = capsys.readouterr().out
-    assert "24 training and 10 test images" in said
+    assert "24 training images, 10 test images" in said
     assert "  train/cat/x.jpg: no JPEG, PNG" in said
     assert len((workdir / "pictures.jsonl").read_text().splitlines()) == 35
     found = evaluate(workdir, tasks=["knn"])
