@@ -43,7 +43,7 @@ def _class_of(path, classes):
 
 def _thumbnail(path):
     image = Image.open(path).convert("RGB").resize((8, 8), Image.Resampling.BOX)
-    pixels = np.float32(image).reshape(-1)
+    pixels = np.asarray(image, np.float32).reshape(-1)
     pixels -= pixels.mean()
     return pixels if pixels.any() else np.ones_like(pixels)  # all of one tone
 

@@ -1,6 +1,7 @@
 """Search a collection: `python -m eir_jax.search --embeddings=E.npz ...`."""
 
 import dataclasses
+import io
 import sys
 from contextlib import redirect_stdout
 
@@ -88,7 +89,8 @@ def main(argv: list[str]) -> int:
 
     compilation_cache.keep_compiled()
     # File names of other encodings go out as the bytes that they are.
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     gallery = read_embeddings(args.embeddings)
     rows_on(gallery, args.on)
     if args.images is not None:

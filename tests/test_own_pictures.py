@@ -49,7 +49,7 @@ def test_from_a_folder_to_neighbours_and_duplicates(tmp_path):
     )
     assert "60 training images, 0 test images" in said
     assert "beside folders" in said and "without classes" in said
-    assert "6 steps (2 epochs of 60 images in batches of 16) are few" in said
+    assert "few steps, 6 (2 epochs of 60 images in batches of 16)" in said
     run("evaluate", f"--workdir={workdir}")
     assert (workdir / "report.html").exists()
 

@@ -151,7 +151,7 @@ def _formats() -> dict[str, str]:
         suffix: form
         for suffix, form in Image.registered_extensions().items()
         if form in Image.OPEN and form not in NOT_DECODED
-    }
+    } | {".mpo": "JPEG"}  # of two lenses: Pillow's JPEG reader opens it
 
 
 @functools.cache

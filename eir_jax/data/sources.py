@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.dataset import Dataset, Split, is_labelled
 from eir_jax.data.held_out import hold_out
-from eir_jax.system.errors import UserError, first_line
+from eir_jax.system.errors import UserError, first_line, one_line
 
 NUM_DIGITS_TRAIN = 1437
 
@@ -25,8 +25,8 @@ def load(config: ConfigDict) -> Dataset:
     """
     dataset = check_expected(SOURCES[config.source](config), config.expected)
     dataset = hold_out(dataset, config.held_out, config.held_out_seed)
-    more = [*_view_words(config), *_class_words(dataset)]
-    return dataclasses.replace(dataset, notes=(*dataset.notes, *more))
+    notes = [*dataset.notes, *_view_words(config), *_class_words(dataset)]
+    return dataclasses.replace(dataset, notes=tuple(map(one_line, notes)))
 
 
 def _view_words(config: ConfigDict) -> list[str]:
@@ -52,12 +52,19 @@ def _class_words(dataset: Dataset) -> list[str]:
         classes, count = np.unique(found[found >= 0], return_counts=True)
         counts[name] = dict(zip(classes.tolist(), count.tolist(), strict=True))
 
+    def told_apart(label: int, other: str) -> str:
+        """Return a class's name, and the other split's that reads alike."""
+        name = _class_name(label, dataset.class_names)
+        theirs = [_class_name(x, dataset.class_names) for x in counts[other]]
+        alike = [x for x in theirs if _as_read(x) == _as_read(name)]
+        return f"{name!r} (there {alike[0]!r})" if alike else name
+
     def words(one: str, other: str, meaning: str) -> list[str]:
         alone = sorted(counts[one].keys() - counts[other].keys())
         if not alone:
             return []
         number = sum(counts[one][label] for label in alone)
-        names = [_class_name(label, dataset.class_names) for label in alone[:5]]
+        names = [told_apart(label, other) for label in alone[:5]]
         more = f" and {len(alone) - 5:,} more" if len(alone) > 5 else ""
         return [
             f"{one} classes not in {other}: {', '.join(names)}{more}, "
@@ -66,6 +73,10 @@ def _class_words(dataset: Dataset) -> list[str]:
 
     meaning = ", which kNN and linear probe leave out"
     return [*words("test", "train", meaning), *words("train", "test", "")]
+
+
+def _as_read(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _class_name(label: int, names: tuple[str, ...] | None) -> str:

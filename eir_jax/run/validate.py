@@ -186,8 +186,8 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
     batch = config.batch_size
     if batch > num_examples:
         problems.append(
-            f"batch_size={batch} exceeds the {num_examples} training images; use at "
-            f"most {num_examples}, better {_fitting_batch(num_examples)}"
+            f"batch_size={batch} exceeds the {counted(num_examples, 'training image')};"
+            f" use at most {num_examples}, better {_fitting_batch(num_examples)}"
         )
     if batch % num_devices:
         problems.append(
@@ -214,9 +214,9 @@ def suggestions(config: ConfigDict, num_examples: int) -> Iterator[str]:
     better = min(batch, _fitting_batch(num_examples))
     enough = -(-FEW_STEPS // (num_examples // better) // config.num_rounds)
     yield (
-        f"{counted(steps, 'step')} ({counted(epochs, 'epoch')} of {num_examples:,} "
-        f"images in batches of {batch}) are few: from {FEW_STEPS} on an embedding "
-        "begins to tell pictures apart, "
+        f"few steps, {steps} ({counted(epochs, 'epoch')} of {num_examples:,} images "
+        f"in batches of {batch}): from {FEW_STEPS} on an embedding begins to tell "
+        "pictures apart, "
         f"e.g. --config.batch_size={better} --config.num_epochs={enough}"
     )
 

@@ -128,10 +128,11 @@ def test_what_pillow_opens_is_a_picture(tmp_path):
     for suffix in ("tif", "tiff", "jpe", "ppm", "jp2", "tga", "avif", "apng", "TIF"):
         image.save(tmp_path / f"a.{suffix}")
     image.save(tmp_path / "b.jfif", "JPEG")
+    image.save(tmp_path / "b.mpo", save_all=True, append_images=[image])
     for form in ("JPEG", "PNG", "TIFF", "WEBP"):
         image.save(tmp_path / f"without {form}", form)
     found, others = list_files(tmp_path)
-    assert len(found) == 14 and not others
+    assert len(found) == 15 and not others
     for name in found:
         assert read_whole(tmp_path / name).shape == (9, 12, 3)
         assert read_header(tmp_path / name)[:2] == (9, 12)
