@@ -318,7 +318,7 @@ def test_bad_command_lines_are_refused(tmp_path):
     assert_refused(run("main", "--config=configs/digit.py", w), "configs/digits.py?")
     assert_refused(run("main", config, w, "--config.sed=1"), "did you mean seed")
     assert_refused(run("main", config, w, "--config.seed=x"), "whole number")
-    assert_refused(run("main", config, w, "--config.batch_size=2000"), "1437 training")
+    assert_refused(run("main", config, w, "--config.batch_size=2000"), "1,437 training")
     assert_refused(
         run("main", config, w, "--config.batch_size=100", devices=8), "use 96 or 104"
     )

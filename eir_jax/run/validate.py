@@ -118,7 +118,8 @@ def validate(config: ConfigDict) -> None:
     """Check the settings by themselves, before any data is read.
 
     Raises:
-      UserError: naming every problem, each with the way out.
+      UserError: naming every problem, each with the way out: those of single settings,
+        else those of several together.
     """
     flat = flatten(config)
     if missing := sorted(_known() - flat.keys()):
@@ -127,7 +128,9 @@ def validate(config: ConfigDict) -> None:
             "base.get_config()`, as the files of configs/ do"
         )
     _raise([*_shapes(flat)])
-    problems = [*_choices(config), *_ranges(flat), *_tuples(config)]
+    # Each by itself before those that go together: these divide by the others.
+    _raise([*_choices(config), *_ranges(flat), *_tuples(config)])
+    problems = []
     needed = {"arrays": "the .npz file", "folder": "the folder of pictures"}
     if config.data.source in needed and not config.data.path:
         problems.append(

@@ -324,6 +324,22 @@ def test_milestones_beyond_the_end_are_said():
     assert note("--config.num_epochs=1", *constant) == ""
 
 
+@pytest.mark.parametrize("objective", ["iraug", "moco", "deepcluster"])
+def test_any_word_for_any_setting_is_taken_or_refused_by_name(objective):
+    for key in flatten(base.get_config()):
+        for word in ("0", "-1", "7", "1e9", "nan", "", "(1,)"):
+            words = [f"--config.objective={objective}", f"--config.{key}={word}"]
+            try:
+                config = load_config(DIGITS, words)
+                validate(config)
+                validate_sizes(config, 20, 8)
+            except UserError as error:
+                said = str(error)
+                assert "\n" not in said, words
+                named = key.rsplit(".")[-1] in said or "batch_size" in said
+                assert named or objective != "iraug", (words, said)
+
+
 def test_all_problems_are_said_at_once():
     config = load_config(DIGITS, ["--config.seed=-1", "--config.num_rounds=0"])
     with pytest.raises(UserError, match=r"seed=-1 .*; num_rounds=0"):
@@ -344,8 +360,8 @@ def test_sizes_are_checked_against_data_and_devices():
     [
         (60, 64, 60, "64 exceeds the 60 training images; use at most 60, better 16"),
         (1, 2, 1, "most 1, better 1"),
-        (60, 32, 60, "60 steps .*batch_size=16 --config.num_epochs=167"),
-        (300, 64, 30, "120 steps .*batch_size=32 --config.num_epochs=56"),
+        (60, 32, 60, "steps, 60 .*batch_size=16 --config.num_epochs=167"),
+        (300, 64, 30, "steps, 120 .*batch_size=32 --config.num_epochs=56"),
         (1000, 64, 60, ""),
         (1000, 64, 0, ""),
     ],
