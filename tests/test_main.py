@@ -311,6 +311,24 @@ def test_other_settings_are_refused(trained):
     assert train(trained, "--config.eval_every_epochs=7").returncode == 0
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+    """Of a checkpoint many files are written at once, and all of them fail."""
+    result = subprocess.run(
+        [
+            *("bash", "-c", 'ulimit -f 30; exec "$@"', "bash"),  # KiB, of each file
+            *command("main", "--config=digits", f"--workdir={tmp_path}", *QUICK),
+        ],
+        cwd=ROOT,
+        env=environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and "make room" in line
+
+
 def test_bad_command_lines_are_refused(tmp_path):
     w = f"--workdir={tmp_path / 'w'}"
     config = "--config=configs/digits.py"

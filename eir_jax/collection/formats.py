@@ -132,7 +132,7 @@ def _write_faiss(found: Embeddings, part: Path, file: Path) -> None:
 
     index = faiss.IndexFlatIP(found.embedding.shape[1])
     index.add(np.ascontiguousarray(found.embedding, np.float32))
-    faiss.write_index(index, str(part))
+    part.write_bytes(faiss.serialize_index(index).data)  # its writer hides a full disk
 
 
 def _write_projector(found: Embeddings, part: Path, file: Path) -> None:

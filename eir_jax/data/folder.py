@@ -86,8 +86,8 @@ def load_folder(config: ConfigDict) -> Dataset:
         elif split == "test":
             notes.append(f"{place}/ holds no pictures: there is no test split")
         else:
-            words = others_in_words(others) or [f"({' '.join(SUFFIXES)} ...)"]
-            raise UserError(f"{root / place} holds no pictures {words[0]}")
+            words = [f"{root / place} holds no pictures ({' '.join(SUFFIXES)} ...)"]
+            raise UserError("; ".join([*words, *others_in_words(others)]))
     notes = [*_layout_words(root, places, found, unread), *notes]
     notes += others_in_words(others)
     names = sorted({name for f in found.values() for name in f.classes or ()})

@@ -1,12 +1,15 @@
 """What the command lines share: their paths, errors as one line, how they end."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from eir_jax.system import files, interruption, processes
 from eir_jax.system.errors import UserError, first_line, lacks_memory
@@ -24,6 +27,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     interruption.heed()
     quiet_libraries()
+    sys.unraisablehook = _unraisable
     # Names of files may hold what no encoding has.
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -94,7 +98,16 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
+    for name in ("absl", "asyncio"):  # errors are raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What Orbax had still to write when it failed.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _unraisable(what: Any) -> None:
+    """Pass over writes that call back after one has failed and ended the saving."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _is_of_files(error: OSError) -> bool:
@@ -103,5 +116,6 @@ def _is_of_files(error: OSError) -> bool:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log on a full disk
+        print("error: " + " ".join(message.split()), file=sys.stderr)
     return EXIT_BAD_INPUT

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -165,3 +166,18 @@ def test_large_files_are_mapped(file, arrays, monkeypatch):
     cut.write_bytes(file.read_bytes()[:-400])
     with pytest.raises(UserError, match="cannot be read"):
         read_embeddings(cut)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_on_a_full_disk_nothing_is_left(file, tmp_path, capsys, suffix):
+    for module in {".parquet": ["pyarrow"], ".faiss": ["faiss"]}.get(suffix, []):
+        pytest.importorskip(module)
+    out = tmp_path / {".tsv": "vectors.tsv"}.get(suffix, f"E{suffix}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            embed([f"--embeddings={file}", f"--out={out}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
