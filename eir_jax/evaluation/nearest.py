@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 
+QUERY_BLOCK = 512  # queries multiplied at once
 MOST_THREADS = 4  # of a CPU; each holds similarities of its own
 
 
@@ -28,7 +29,7 @@ def nearest(
     exclude: Int[np.ndarray, " query"] | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
-    query_block: int = 256,
+    query_block: int = QUERY_BLOCK,
     gallery_block: int = 65536,
 ) -> tuple[Float32[np.ndarray, "query k"], Int32[np.ndarray, "query k"]]:
     """Find each query's k gallery rows of largest inner product, largest first.
@@ -152,7 +153,7 @@ def plan_search(
     gallery: int,
     k: int,
     mesh: Mesh,
-    query_block: int = 256,
+    query_block: int = QUERY_BLOCK,
     gallery_block: int = 65536,
 ) -> Search:
     """Return how `gallery` rows pass by a chunk of so many queries, see `nearest`."""
@@ -224,9 +225,12 @@ def _fold_block(
         bound = jnp.maximum(bound, maxima.min(axis=1, keepdims=True))
     similarity = _masked(similarity, (column < valid) & (similarity >= bound))
     best, place = jax.lax.top_k(jnp.concatenate([best, similarity], axis=1), k)
-    column = jnp.broadcast_to(column, similarity.shape)
-    index = jnp.concatenate([index, first + column], axis=1)
-    return best, jnp.take_along_axis(index, place, axis=1)
+    among = jnp.maximum(place - k, 0)  # the columns looked at
+    if group > 1:
+        chosen = jnp.take_along_axis(chosen[:, :, 0], among // group, axis=1)
+        among = chosen * group + among % group
+    before = jnp.take_along_axis(index, jnp.minimum(place, k - 1), axis=1)
+    return best, jnp.where(place < k, before, first + among)
 
 
 def _masked(x, mask):

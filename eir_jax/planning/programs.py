@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from eir_jax.data.augment_device import abstract_images
 from eir_jax.data.views import mixes
 from eir_jax.evaluation.embed import batch_rows, make_embed_batch
-from eir_jax.evaluation.nearest import plan_search
+from eir_jax.evaluation.nearest import QUERY_BLOCK, plan_search
 from eir_jax.models.encoder import EncoderOutput
 from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
@@ -160,7 +160,7 @@ def lower_nearest(job: Job) -> Lowering:
     config, count = job.config, job.num_examples
     wanted = config.data.expected[1] or count
     # The queries travel in chunks of so many, of a whole number of blocks.
-    queries = min(-(-wanted // 256) * 256, 8192)
+    queries = min(-(-wanted // QUERY_BLOCK) * QUERY_BLOCK, 8192)
     search = plan_search(queries, count, min(max(config.knn.k), count - 1), job.mesh)
     arguments = search.arguments(config.model.embedding_dim)
     return Lowering(search.step.lower(*arguments), arguments, 0, {})
