@@ -223,6 +223,20 @@ def test_output_that_cannot_be_written_is_refused(trained, tmp_path):
         assert_refused(result, str(workdir / name), "cannot be written")
 
 
+def test_a_run_that_is_only_readable_is_evaluated_elsewhere(trained, tmp_path):
+    """The run may belong to another: nothing of it is touched."""
+
+    def times():
+        return {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+
+    before, out = times(), tmp_path / "o"
+    result = run("evaluate", f"--workdir={trained}", "--tasks=knn", f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    assert times() == before
+    record = json.loads((out / "eval" / "step_22.json").read_text())
+    assert record["knn"] and (out / "report.html").exists()
+
+
 def test_coefficient_curves_are_drawn_from_runs(trained, evaluated, tmp_path):
     words = ["--x=lambda_intra", f"--out={tmp_path / 'c.png'}", trained]
     assert run("coefficients", *words).returncode == 0

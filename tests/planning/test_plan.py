@@ -114,8 +114,8 @@ def test_the_command(tmp_path, capsys):
     bank = 4 * 1024 * dim
     assert bank < memory["memory"]["arguments"] < bank + 4 * 8 * batch * dim
     assert memory["copies"] == {"bank": 0}
-    # Queries and gallery of 600, in blocks: one product of 768 x 640 x dim.
-    assert nearest["flops"] == 2 * 768 * 640 * dim
+    # Queries and gallery of 600, in blocks: one product of 1,024 x 640 x dim.
+    assert nearest["flops"] == 2 * 1024 * 640 * dim
 
 
 @pytest.mark.parametrize("name", ["supervised", "deepcluster"])
