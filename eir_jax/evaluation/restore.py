@@ -147,8 +147,9 @@ def restore_weights(
         config.model.embedding_dim = feature_dim(config.model)
         if config.model.stem == "imagenet":
             theirs = load_config("image_folder").data
-            for key in ("image_size", "resize", "fit", "mean", "std"):
-                config.data[key] = theirs[key]
+            for key, value in theirs.items(preserve_field_references=True):
+                if key in ("image_size", "resize", "fit", "mean", "std"):
+                    config.data[key] = value  # resize follows image_size there
         tensors = {n: x for n, x in tensors.items() if not n.startswith("fc.")}
         tensors["fc.weight"] = np.eye(config.model.embedding_dim, dtype=np.float32)
         tensors["fc.bias"] = np.zeros(config.model.embedding_dim, np.float32)

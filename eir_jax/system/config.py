@@ -1,6 +1,7 @@
 """Settings: loading a config file, overriding its keys, and checking the whole."""
 
 import ast
+import copy
 import difflib
 import functools
 import importlib.util
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from eir_jax import configs
 from eir_jax.system.errors import UserError
@@ -229,9 +230,20 @@ def _completed(config: ConfigDict, name: str) -> ConfigDict:
                 "(configs/base.py has all)"
             )
     try:
-        return _on_base(config.to_dict())
+        completed = _on_base(config.to_dict())
+        _keep_references(copy.deepcopy(config), completed)
+        return completed
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"config {name}: {error}; see configs/base.py") from None
+
+
+def _keep_references(given: ConfigDict, completed: ConfigDict) -> None:
+    """Let what follows another setting follow it still: data.resize, image_size."""
+    for key, value in given.items(preserve_field_references=True):
+        if isinstance(value, FieldReference):
+            completed[key] = value
+        elif isinstance(value, ConfigDict):
+            _keep_references(value, completed[key])
 
 
 def _tuples(value: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from eir_jax.data.encoded import EncodedImages
 from eir_jax.data.pictures import read_picture
 from eir_jax.data.sources import check_expected, load
 from eir_jax.run.validate import validate
+from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +308,20 @@ def test_the_size_alone_never_shows_a_corner(module):
     config.data.resize = 128
     config.data.image_size = 64
     assert config.data.resize == 128
+
+
+@pytest.mark.parametrize("name", ["image_folder", "imagenet100", "cub200", "cars196"])
+@pytest.mark.parametrize("as_object", [False, True])
+def test_the_size_of_the_command_line_never_shows_a_corner(name, as_object):
+    config = import_module(f"configs.{name}").get_config() if as_object else name
+    for size in (32, 64, 300):
+        words = [f"--config.data.image_size={size}"]
+        assert load_config(config, words).data.resize == size * 8 // 7
+        given = load_config(config, ["--config.data.resize=400", *words])
+        assert given.data.resize == 400
+        given = load_config(config, [*words, "--config.data.resize=400"])
+        assert given.data.resize == 400
+    assert load_config(config).data.resize == 256  # what was given is as it was
 
 
 def test_a_small_part_of_the_square_is_said(tmp_path):

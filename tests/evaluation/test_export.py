@@ -229,6 +229,8 @@ def test_larger_stem_is_prepared_as_imagenet(tmp_path, one_device):
     file = save_theirs(tmp_path / "F.safetensors", theirs(size=7, blocks=(3, 4, 6, 3)))
     data = restore_weights(file).config.data
     assert (data.image_size, data.resize, data.mean[0]) == (224, 256, 0.485)
+    smaller = restore_weights(file, ["--config.data.image_size=64"]).config.data
+    assert (smaller.image_size, smaller.resize) == (64, 73)  # no corner alone
 
 
 def test_pth_is_read_by_pytorch_as_weights_alone(tmp_path):
