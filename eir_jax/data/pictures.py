@@ -223,11 +223,16 @@ def _white(largest: float, form: str | None, mode: str) -> float:
 
     That of the file's bits, not of the picture, so that dark ones stay dark: 65,535 in
     a PNG. In other files, as of microscopes, 10, 12 or 14 bits often lie in 16, and
-    floats count to 1 or 255: the smallest of such ranges that holds the picture.
+    floats count to 1 or 255: the smallest of such ranges that holds the picture. One
+    that would be all but black, below a sixteenth of white, is of another range: of
+    fewer bits, or floats of its own, as -1 .. 1.
     """
-    if form == "PNG":
-        return 65535
-    ranges = [2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)]
+    ranges = [2**bits - 1.0 for bits in (8, 10, 12, 14, 16, 24, 32)]
     if mode == "F":
-        ranges = [1, *ranges]
-    return float(next((white for white in ranges if largest <= white), largest))
+        ranges = [1.0, *ranges]
+    white = next((white for white in ranges if largest <= white), largest)
+    if form == "PNG" and largest > 65535 / 16:
+        return 65535
+    if mode == "F" and 0 < largest < white / 16:
+        return largest
+    return white

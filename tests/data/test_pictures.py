@@ -186,10 +186,15 @@ def ramp(largest, dtype):
         ("TIFF", ramp(65535, np.uint16)),
         ("TIFF", ramp(4095, np.uint16)),  # 12 bits of a microscope
         ("TIFF", ramp(1023, np.uint16)),
+        ("PNG", ramp(4095, np.uint16)),  # of a depth camera: 16 of 255 otherwise
+        ("PNG", ramp(1023, np.uint16)),
         ("TIFF", ramp(65535, np.int32)),
         ("TIFF", ramp(1, np.float32)),
         ("TIFF", ramp(255, np.float32)),
         ("TIFF", ramp(65535, np.float32)),
+        ("TIFF", ramp(2, np.float32) - 1),  # a network's: 2 of 255 otherwise
+        ("TIFF", ramp(1.01, np.float32)),
+        ("TIFF", ramp(0.001, np.float32)),
         ("PNG", ramp(255, np.uint8)),
     ],
 )
