@@ -16,6 +16,7 @@ from eir_jax.run.optimizer import OPTIMIZERS, SCHEDULES
 from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, local_path
+from eir_jax.system.words import counted
 
 CHOICES: dict[str, Collection[str]] = {
     "objective": systems.SYSTEMS,
@@ -213,9 +214,10 @@ def suggestions(config: ConfigDict, num_examples: int) -> Iterator[str]:
     better = min(batch, _fitting_batch(num_examples))
     enough = -(-FEW_STEPS // (num_examples // better) // config.num_rounds)
     yield (
-        f"{steps} steps ({epochs} epochs of {num_examples:,} images in batches of "
-        f"{batch}) are few: from {FEW_STEPS} on an embedding begins to tell pictures "
-        f"apart, e.g. --config.batch_size={better} --config.num_epochs={enough}"
+        f"{counted(steps, 'step')} ({counted(epochs, 'epoch')} of {num_examples:,} "
+        f"images in batches of {batch}) are few: from {FEW_STEPS} on an embedding "
+        f"begins to tell pictures apart, e.g. --config.batch_size={better} "
+        f"--config.num_epochs={enough}"
     )
 
 
