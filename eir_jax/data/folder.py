@@ -261,15 +261,21 @@ def _find(root: Path, place: str, labels: str) -> tuple[Found, list[str], list[s
         return unlabelled, [], said
     folders = [path.split("/")[0] for path in paths]
     empty = [prefix + name for name in _folders(folder) if name not in set(folders)]
-    classes = [unicodedata.normalize("NFC", name) for name in folders]
-    merged = Counter(unicodedata.normalize("NFC", name) for name in set(folders))
+    name_of = {name: _class_name(name) for name in set(folders)}
+    merged = Counter(name_of.values())
     said = [
         f"{number} folders are one class, {prefix}{name}: their names differ in "
         "Unicode's form alone"
         for name, number in sorted(merged.items())
         if number > 1
     ]
-    return unlabelled._replace(classes=classes), empty, said
+    return unlabelled._replace(classes=[name_of[x] for x in folders]), empty, said
+
+
+def _class_name(folder: str) -> str:
+    """Return a folder's name in form NFC; bytes that are no UTF-8 are spelt out."""
+    name = os.fsencode(folder).decode(errors="backslashreplace")
+    return unicodedata.normalize("NFC", name)
 
 
 def _joined(root: Path, parts: Sequence[Found]) -> Found:

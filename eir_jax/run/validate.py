@@ -186,8 +186,9 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
     batch = config.batch_size
     if batch > num_examples:
         problems.append(
-            f"batch_size={batch} exceeds the {num_examples} training images; use at "
-            f"most {num_examples}, better {_fitting_batch(num_examples)}"
+            f"batch_size={batch} exceeds the {counted(num_examples, 'training image')};"
+            f" use at most {num_examples}, better "
+            f"--config.batch_size={_fitting_batch(num_examples)}"
         )
     if batch % num_devices:
         problems.append(

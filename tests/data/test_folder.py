@@ -278,6 +278,17 @@ def test_a_share_of_each_class_is_held_out(tmp_path, keep):
 
 
 def test_what_cannot_be_held_out(tmp_path):
+    other = tree(tmp_path / "other", "a/1.png")
+    bytes_of_latin_1 = os.fsencode(other) + b"/caf\xe9"
+    try:
+        os.rename(other / "a", bytes_of_latin_1)
+    except OSError:  # macOS keeps no such name
+        bytes_of_latin_1 = None
+    if bytes_of_latin_1:
+        dataset = load(settings(other))
+        assert dataset.class_names == ("caf\\xe9",)  # what figures can draw
+        assert len(dataset.train.images) == 1
+
     flat = tree(tmp_path / "flat", *(f"{n}.png" for n in range(10)))
     dataset = load(settings(flat, held_out=0.2))
     assert len(dataset.train.images) == 8 and len(dataset.test.images) == 2
