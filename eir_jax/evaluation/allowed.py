@@ -15,8 +15,6 @@ from eir_jax.evaluation.linear_probe import check_train_classes
 from eir_jax.system.errors import UserError, one_line
 from eir_jax.system.words import counted
 
-HOLD_OUT = "train with --config.data.held_out=0.1 to hold a share of train out"
-
 
 class Votes(NamedTuple):
     """Who is asked for a class, and who votes: in kNN, and for a probe."""
@@ -101,7 +99,7 @@ def probed(dataset: Dataset) -> Votes:
     if found.own is not None:
         raise UserError(
             f"{dataset.name} has no labelled test images to judge a linear probe by; "
-            f"{HOLD_OUT}"
+            f"{_held_out_advice(dataset)}"
         )
     check_train_classes(_labels(dataset, "train", found.voters), dataset.class_names)
     return found
@@ -153,7 +151,8 @@ def remarks(dataset: Dataset, config: ConfigDict) -> list[str]:
         if within:
             said = (
                 f"{' and '.join(within)} {'is' if len(within) == 1 else 'are'} within "
-                f"train, each image among the others; {HOLD_OUT}"
+                f"train, each image among the others; "
+                f"{_held_out_advice(dataset)}"
             )
         lines.append(f"{dataset.name} has no labelled test images: {said}")
     elif split == "train":
@@ -212,6 +211,12 @@ def check_spread(dataset: Dataset) -> None:
         raise UserError(
             f"{dataset.name} has one {split} image: a spread needs two or more"
         )
+
+
+def _held_out_advice(dataset: Dataset) -> str:
+    if dataset.source == "embeddings":
+        return "give those of labelled test images too: --embeddings=TRAIN.npz,TEST.npz"
+    return "train with --config.data.held_out=0.1 to hold a share of train out"
 
 
 def _fitting(group: str, config: ConfigDict, most: int, whose: str) -> tuple[int, ...]:
