@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Parse the command line, embed and write; return the exit status."""
     from eir_jax.collection import flags
     from eir_jax.collection.formats import FORMS, check_form, written_whole
-    from eir_jax.data.picture_files import SUFFIXES
+    from eir_jax.data.picture_files import SUFFIXES, is_picture
 
     parser = cli.Parser(prog="eir_jax.embed", description=DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -85,6 +85,10 @@ def main(argv: list[str]) -> int:
     if args.images is not None and not args.images.exists():
         raise UserError(
             f"there is no folder or file {files.in_words(args.images)} (--images)"
+        )
+    if args.images is not None and args.images.is_file() and is_picture(args.images):
+        raise UserError(
+            f"{args.images} is one picture (--images); give the folder that it lies in"
         )
     if args.split and args.images is not None and args.images.is_dir():
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")

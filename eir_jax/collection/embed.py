@@ -1,5 +1,6 @@
 """Embed pictures, arrays or a split by a trained encoder."""
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -185,11 +186,21 @@ def embed_split(
 
     dataset = load_data(run, data_path)
     found = existing(dataset, split)
-    meta = describe(run, workdir) | {
-        "source": f"{dataset.name} ({dataset.content_hash[:16]})",
-        "split": split,
-        "class_names": dataset.class_names,
-    }
+    about = {"split": split, "class_names": dataset.class_names}
+    files = [x.path for x in dataset.files if x.split == split and not x.broken]
+    if files:  # a folder's pictures are known by their paths, so that they can be shown
+        folder = Path(data_path or run.config.data.path).expanduser()
+        pictures = embed_pictures(run, workdir, folder, files)
+        assert pictures.path is not None
+        row = {path: row for row, path in enumerate(files)}
+        kept = [row[str(path)] for path in pictures.path]  # some may be gone since
+        return dataclasses.replace(
+            pictures,
+            label=None if found.labels is None else found.labels[kept],
+            meta=pictures.meta | about,
+        )
+    meta = describe(run, workdir) | about
+    meta["source"] = f"{dataset.name} ({dataset.content_hash[:16]})"
     return _embed_arrays(run, found.images, found.labels, meta)
 
 

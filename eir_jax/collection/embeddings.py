@@ -165,9 +165,10 @@ def opened_npz(file: Path) -> Iterator[Any]:
     """
     try:
         with file.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is none, or not a whole one")
+            stream.seek(0)
             arrays = np.load(stream, allow_pickle=False)
-            if not hasattr(arrays, "files"):
-                raise ValueError("a single array")
             yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no file {in_words(file)}") from None

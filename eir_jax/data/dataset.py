@@ -128,6 +128,8 @@ def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
         way_out = f"add '{split}_labels' to the data"
         if dataset.source == "folder":
             way_out = "put them into one folder a class"
+        elif dataset.source == "embeddings":
+            way_out = "add 'label' to their file"
         raise UserError(
             f"the {split} images of {dataset.name} have no labels; {way_out}"
         )

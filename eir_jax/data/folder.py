@@ -77,7 +77,7 @@ def load_folder(config: ConfigDict) -> Dataset:
             notes += words
             if part.paths:
                 parts.append(part)
-            notes += [f"{name} holds no pictures" for name in empty]
+            notes += [_empty_words(root, name) for name in empty]
             if name not in listed_once:
                 others += part.others
             listed_once.add(name)
@@ -141,7 +141,7 @@ def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
         if splits:
             raise UserError(
                 f"{root} holds {splits[0]}/ but no {train}/ (data.train_split); put "
-                "the training pictures there"
+                f"the training pictures there, or give {root / splits[0]} as data.path"
             )
         return whole, []
     if (
@@ -193,6 +193,23 @@ def _layout_words(
                 "as one class; if those are the classes, give it as data.path"
             )
 
+    train, test = (
+        set(found[split].classes or ()) if split in found else set()
+        for split in ("train", "test")
+    )
+    if train and len(test) == 1 and not test & train:
+        yield (
+            f"the pictures of test lie in {next(iter(test))}/, which counts as a class "
+            "that train has not; if they have no classes, put them beside no folder, "
+            f"into {places['test']}/ itself"
+        )
+
+
+def _empty_words(root: Path, name: str) -> str:
+    if (root / name).is_symlink():
+        return f"{name} is a link, and leads to no pictures but those that are read"
+    return f"{name} holds no pictures"
+
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -239,12 +256,26 @@ def _find(root: Path, place: str, labels: str) -> tuple[Found, list[str], list[s
                 f"{folder} holds {words}; put every picture into a class folder, or "
                 "take all without classes: data.labels=none"
             )
-        said = f"{prefix or 'the folder'} holds {words}: no folder is taken for a class"
-        return unlabelled, [], [said]
+        where = prefix or "the folder"
+        said = [f"{where} holds {words}: no folder is taken for a class"]
+        return unlabelled, [], said
     folders = [path.split("/")[0] for path in paths]
     empty = [prefix + name for name in _folders(folder) if name not in set(folders)]
-    classes = [unicodedata.normalize("NFC", name) for name in folders]
-    return unlabelled._replace(classes=classes), empty, []
+    name_of = {name: _class_name(name) for name in set(folders)}
+    merged = Counter(name_of.values())
+    said = [
+        f"{number} folders are one class, {prefix}{name}: their names differ in "
+        "Unicode's form alone"
+        for name, number in sorted(merged.items())
+        if number > 1
+    ]
+    return unlabelled._replace(classes=[name_of[x] for x in folders]), empty, said
+
+
+def _class_name(folder: str) -> str:
+    """Return a folder's name in form NFC; bytes that are no UTF-8 are spelt out."""
+    name = os.fsencode(folder).decode(errors="backslashreplace")
+    return unicodedata.normalize("NFC", name)
 
 
 def _joined(root: Path, parts: Sequence[Found]) -> Found:

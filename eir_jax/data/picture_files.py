@@ -51,9 +51,9 @@ def list_pictures(folder: Path) -> list[str]:
 def list_files(folder: Path) -> Listing:
     """List the pictures in a folder and below it, and count the other files.
 
-    Links are followed; a folder that is reached twice, in a loop say, counts once, and
-    one above the folder not at all. Hidden files and folders, and what is
-    `is_left_lying`, are passed over and not counted.
+    Links are followed; a folder that is reached twice, in a loop say, counts once,
+    where it lies itself if that is here, and one above the folder not at all. Hidden
+    files and folders, and what is `is_left_lying`, are passed over and not counted.
 
     Raises:
       UserError: the folder, or one below it, cannot be read.
@@ -64,21 +64,24 @@ def list_files(folder: Path) -> Listing:
 
     found, others = [], Counter[str]()
     seen = {_identity(above) for above in folder.resolve().parents}
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        identity = _identity(root)
-        if identity in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders[:] = sorted(name for name in folders if not is_left_lying(name))
-        place = Path(root)
-        for name in files:
-            if is_left_lying(name):
+    waiting = [str(folder)]  # links come last: what they lead to may lie here itself
+    while waiting:
+        for root, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+            identity = _identity(root)
+            if identity in seen:
+                folders.clear()
                 continue
-            if is_picture(place / name):
-                found.append((place.relative_to(folder) / name).as_posix())
-            else:
-                others[_suffix(name)] += 1
+            seen.add(identity)
+            folders[:] = sorted(name for name in folders if not is_left_lying(name))
+            place = Path(root)
+            waiting += [str(place / x) for x in folders if (place / x).is_symlink()]
+            for name in files:
+                if is_left_lying(name):
+                    continue
+                if is_picture(place / name):
+                    found.append((place.relative_to(folder) / name).as_posix())
+                else:
+                    others[_suffix(name)] += 1
     return Listing(sorted(found), others)
 
 

@@ -4,7 +4,11 @@ Nothing here needs TensorFlow or JAX, but for the `tfds` source.
 """
 
 import dataclasses
+import re
 import unicodedata
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +29,9 @@ def load(config: ConfigDict) -> Dataset:
     """
     dataset = check_expected(SOURCES[config.source](config), config.expected)
     dataset = hold_out(dataset, config.held_out, config.held_out_seed)
-    notes = [*dataset.notes, *_view_words(config), *_class_words(dataset)]
-    return dataclasses.replace(dataset, notes=tuple(map(one_line, notes)))
+    more = [*_view_words(config), *_class_words(dataset), *_alike_words(dataset)]
+    notes = tuple(map(one_line, (*dataset.notes, *more)))  # names may hold line ends
+    return dataclasses.replace(dataset, notes=notes)
 
 
 def _view_words(config: ConfigDict) -> list[str]:
@@ -52,19 +57,12 @@ def _class_words(dataset: Dataset) -> list[str]:
         classes, count = np.unique(found[found >= 0], return_counts=True)
         counts[name] = dict(zip(classes.tolist(), count.tolist(), strict=True))
 
-    def told_apart(label: int, other: str) -> str:
-        """Return a class's name, and the other split's that reads alike."""
-        name = _class_name(label, dataset.class_names)
-        theirs = [_class_name(x, dataset.class_names) for x in counts[other]]
-        alike = [x for x in theirs if _as_read(x) == _as_read(name)]
-        return f"{name!r} (there {alike[0]!r})" if alike else name
-
     def words(one: str, other: str, meaning: str) -> list[str]:
         alone = sorted(counts[one].keys() - counts[other].keys())
         if not alone:
             return []
         number = sum(counts[one][label] for label in alone)
-        names = [told_apart(label, other) for label in alone[:5]]
+        names = [_class_name(label, dataset.class_names) for label in alone[:5]]
         more = f" and {len(alone) - 5:,} more" if len(alone) > 5 else ""
         return [
             f"{one} classes not in {other}: {', '.join(names)}{more}, "
@@ -75,8 +73,27 @@ def _class_words(dataset: Dataset) -> list[str]:
     return [*words("test", "train", meaning), *words("train", "test", "")]
 
 
-def _as_read(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+def _alike_words(dataset: Dataset) -> Iterator[str]:
+    """Yield a line for classes whose names are one to the eye, and two here."""
+    names = dataset.class_names or ()
+    used = {
+        label
+        for split in (dataset.train, dataset.test)
+        if names and split is not None and split.labels is not None
+        for label in np.unique(split.labels).tolist()
+    }
+    alike = defaultdict(list)
+    for label in sorted(used - {-1}):
+        name = unicodedata.normalize("NFKC", names[label]).casefold()
+        alike[" ".join(re.split(r"[\s_-]+", name)).strip()].append(names[label])
+    groups = [group for group in alike.values() if len(group) > 1]
+    if groups:
+        shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:4])
+        more = f" and {len(groups) - 4:,} more" if len(groups) > 4 else ""
+        yield (
+            f"classes of nearly the same name: {shown}{more}; they count as different "
+            "ones, so give those that are one the same name"
+        )
 
 
 def _class_name(label: int, names: tuple[str, ...] | None) -> str:
@@ -135,19 +152,30 @@ def _arrays(config: ConfigDict) -> Dataset:
     path = Path(config.path).expanduser()
     if not path.is_file():
         raise UserError(f"there is no file {path} (data.path); give an .npz file")
+    key, arrays = "", {}
     try:
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path} cannot be read: it is no .npz, or not a whole one; write it "
+                "anew with numpy.savez(FILE, train_images=..., train_labels=...)"
+            )
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            for key in file.files:
+                arrays[key] = file[key]
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises some ten types
         raise UserError(
-            f"{path} cannot be read as an .npz of plain arrays ({first_line(error)}); "
-            "write it anew with numpy.savez"
+            f"'{key}' of {path} cannot be read as a plain array ({first_line(error)}); "
+            "write it anew with numpy.savez, names as strings, not as objects"
         ) from None
     needed = ["train_images"] + ["test_images"] * ("test_labels" in arrays)
     for key in needed:
         if key not in arrays:
             held = ", ".join(arrays) or "none"
-            raise UserError(f"{path} holds no '{key}' (it holds: {held})")
+            raise UserError(
+                f"{path} holds no '{key}' (it holds: {held}); give the images that name"
+            )
     train = _checked_split(path, arrays, "train", config)
     test, notes = None, []
     if "test_images" in arrays and not arrays["test_images"].size:
@@ -200,10 +228,13 @@ def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> 
     size = config[setting]
     if images.shape[1:3] != (size, size):
         height, width = images.shape[1:3]
+        way_out = f"use --config.data.{setting}={height}"
+        if height != width:
+            way_out = "make them square"
+        elif split == "test":  # those of train are of that size
+            way_out = "bring them to the size of the training images"
         raise UserError(
-            f"{key} are {height}x{width} pixels and data.{setting} is {size}; "
-            + (f"use --config.data.{setting}={height}" if height == width else "")
-            + ("" if height == width else "make them square")
+            f"{key} are {height}x{width} pixels and data.{setting} is {size}; {way_out}"
         )
     if labels is None:
         return Split(images, None)
@@ -211,14 +242,31 @@ def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> 
         raise UserError(
             f"'{split}_labels' of {path} is {labels.dtype} {list(labels.shape)}; it "
             f"must hold {len(images)} whole numbers, one for each image"
+            + _label_advice(labels)
         )
     for label in (labels.min(), labels.max()):
         if not -1 <= label < 2**31:
             raise UserError(
-                f"'{split}_labels' of {path} holds {label}; classes count from 0, and "
-                "-1 is an unlabelled image"
+                f"'{split}_labels' of {path} holds {label}; classes are whole numbers "
+                f"from 0 to {2**31 - 1}, and -1 is an unlabelled image"
             )
     return Split(images, labels.astype(np.int32))
+
+
+def _label_advice(labels: np.ndarray) -> str:
+    """Say what makes whole numbers of labels in another form, where it is usual."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return ": labels.ravel()"
+    if labels.ndim == 2:
+        return ": labels.argmax(axis=1), if there is a one in each row"
+    if labels.ndim == 1 and labels.dtype.kind in "USO":
+        return (
+            ", their names in 'class_names': class_names, number = "
+            "numpy.unique(names, return_inverse=True), of both splits at once"
+        )
+    if labels.ndim == 1 and labels.dtype.kind in "fb":
+        return ": labels.astype(int)"
+    return ""
 
 
 def _tfds(config: ConfigDict) -> Dataset:

@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.dataset import Dataset, existing, is_labelled, labelled_rows
 from eir_jax.evaluation.linear_probe import check_train_classes
-from eir_jax.system.errors import UserError
-
-HOLD_OUT = "train with --config.data.held_out=0.1 to hold a share of train out"
+from eir_jax.system.errors import UserError, one_line
+from eir_jax.system.words import counted
 
 
 class Votes(NamedTuple):
@@ -52,10 +51,15 @@ def votes(dataset: Dataset) -> Votes:
     be right. Within train each is asked, and the others vote.
 
     Raises:
-      UserError: labels are missing, or nobody is left.
+      UserError: labels are missing or all alike in train, or nobody is left.
     """
     voters = labelled_rows(dataset, "train")
     train_labels = _labels(dataset, "train", voters)
+    if (train_labels == train_labels[0]).all():
+        raise UserError(
+            f"the labelled train images of {dataset.name} are all of one class: every "
+            "vote would be for it"
+        )
     if judged_split(dataset) == "train":
         classes, counts = np.unique(train_labels, return_counts=True)
         own = np.flatnonzero(np.isin(train_labels, classes[counts > 1]))
@@ -79,15 +83,10 @@ def knn_votes(dataset: Dataset, config: ConfigDict) -> tuple[Votes, tuple[int, .
     """Return who is asked and votes in kNN, and the k of the settings that fit.
 
     Raises:
-      UserError: as `votes`; or train is of one class, or no k fits.
+      UserError: as `votes`; or no k fits.
     """
     found = votes(dataset)
-    if len(np.unique(_labels(dataset, "train", found.voters))) == 1:
-        raise UserError(
-            f"the train images of {dataset.name} are all of one class: every vote "
-            "would be right"
-        )
-    return found, _fitting("knn", config, found.most, "labelled train images")
+    return found, _fitting("knn", config, found.most, "labelled train image")
 
 
 def probed(dataset: Dataset) -> Votes:
@@ -100,7 +99,7 @@ def probed(dataset: Dataset) -> Votes:
     if found.own is not None:
         raise UserError(
             f"{dataset.name} has no labelled test images to judge a linear probe by; "
-            f"{_to_have_some(dataset)}"
+            f"{_held_out_advice(dataset)}"
         )
     check_train_classes(_labels(dataset, "train", found.voters), dataset.class_names)
     return found
@@ -120,7 +119,7 @@ def retrieved(dataset: Dataset, config: ConfigDict) -> tuple[np.ndarray, tuple]:
             f"the {split} images of {dataset.name} are all of one class: every "
             "neighbour would count as a hit"
         )
-    return rows, _fitting("retrieval", config, len(rows) - 1, f"other {split} images")
+    return rows, _fitting("retrieval", config, len(rows) - 1, f"other {split} image")
 
 
 def refused_tasks(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
@@ -136,7 +135,7 @@ def refused_tasks(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
         try:
             check()
         except UserError as error:
-            refused[task] = str(error)
+            refused[task] = one_line(str(error))
     return refused
 
 
@@ -146,24 +145,30 @@ def remarks(dataset: Dataset, config: ConfigDict) -> list[str]:
     refused = refused_tasks(dataset, config)
     lines = []
     if split == "train" and is_labelled(dataset.train):
-        lines.append(
-            f"{dataset.name} has no labelled test images: kNN and retrieval are within "
-            f"train, each image among the others; {_to_have_some(dataset)}"
-        )
+        names = {"knn": "kNN", "retrieval": "retrieval"}
+        within = [name for task, name in names.items() if task not in refused]
+        said = "train is judged"
+        if within:
+            said = (
+                f"{' and '.join(within)} {'is' if len(within) == 1 else 'are'} within "
+                f"train, each image among the others; "
+                f"{_held_out_advice(dataset)}"
+            )
+        lines.append(f"{dataset.name} has no labelled test images: {said}")
     elif split == "train":
         lines.append(f"{dataset.name} has no test images: train is judged")
     if "knn" not in refused:
         found = votes(dataset)
-        lines += _too_many("knn", config, found.most, "labelled train images")
+        lines += _too_many("knn", config, found.most, "labelled train image")
         alone = len(found.voters) - len(found.asked)
         if found.own is not None and alone:
             lines.append(
-                f"{_are(alone, 'train image')} alone in their class: kNN leaves them "
-                "out"
+                f"{_are(alone, 'train image')} alone in {_its(alone)} class: left out "
+                "of kNN"
             )
     if "retrieval" not in refused:
         rows = labelled_rows(dataset, split)
-        lines += _too_many("retrieval", config, len(rows) - 1, f"other {split} images")
+        lines += _too_many("retrieval", config, len(rows) - 1, f"other {split} image")
         _, inverse, count = np.unique(
             _labels(dataset, split, rows), return_inverse=True, return_counts=True
         )
@@ -171,18 +176,15 @@ def remarks(dataset: Dataset, config: ConfigDict) -> list[str]:
         if alone == len(rows):
             lines.append(
                 f"no class has two {split} images: R@K is 0 of any embedding, and "
-                "MAP@R and R-precision are means over nothing"
+                "MAP@R, R-precision and NMI are of nothing"
             )
         elif alone:
             lines.append(
-                f"{_are(alone, f'{split} image')} alone in their class: misses of R@K, "
-                "left out of MAP@R and R-precision"
+                f"{_are(alone, f'{split} image')} alone in {_its(alone)} class: "
+                f"{'a miss' if alone == 1 else 'misses'} of R@K, left out of MAP@R and "
+                "R-precision"
             )
     return lines
-
-
-def _to_have_some(dataset: Dataset) -> str:
-    return HOLD_OUT if dataset.test is None else f"label them, or, without, {HOLD_OUT}"
 
 
 def _labels(dataset: Dataset, split: str, rows: np.ndarray) -> np.ndarray:
@@ -204,6 +206,13 @@ def check_spread(dataset: Dataset) -> None:
         )
 
 
+def _held_out_advice(dataset: Dataset) -> str:
+    if dataset.source == "embeddings":
+        return "give those of labelled test images too: --embeddings=TRAIN.npz,TEST.npz"
+    hold_out = "train with --config.data.held_out=0.1 to hold a share of train out"
+    return hold_out if dataset.test is None else f"label them, or, without, {hold_out}"
+
+
 def _fitting(group: str, config: ConfigDict, most: int, whose: str) -> tuple[int, ...]:
     """Return the k that are not more than there are neighbours.
 
@@ -214,8 +223,8 @@ def _fitting(group: str, config: ConfigDict, most: int, whose: str) -> tuple[int
     fitting = tuple(n for n in k if n <= most)
     if not fitting:
         raise UserError(
-            f"{group}.k={_listed(k)} asks for more than the {most} {whose}; use "
-            f"--config.{group}.k={most}"
+            f"{group}.k={_listed(k)} asks for more than the {counted(most, whose)}; "
+            f"use --config.{group}.k={most}"
         )
     return fitting
 
@@ -224,7 +233,7 @@ def _too_many(group: str, config: ConfigDict, most: int, whose: str) -> Iterator
     left_out = [n for n in config[group].k if n > most]
     if left_out:
         yield (
-            f"without k={_listed(left_out)} of {group}.k: there are {most} {whose} "
+            f"without k={_listed(left_out)} of {group}.k: there {_are_so(most, whose)} "
             f"(--config.{group}.k={_listed(_fitting(group, config, most, whose))})"
         )
 
@@ -234,4 +243,12 @@ def _listed(k: Sequence[int]) -> str:
 
 
 def _are(number: int, what: str) -> str:
-    return f"{number:,} {what}{' is' if number == 1 else 's are'}"
+    return f"{counted(number, what)} {'is' if number == 1 else 'are'}"
+
+
+def _are_so(number: int, what: str) -> str:
+    return f"{'is' if number == 1 else 'are'} {counted(number, what)}"
+
+
+def _its(number: int) -> str:
+    return "its" if number == 1 else "their"

@@ -44,8 +44,8 @@ def against_pixels(
 
     `nearest_by_pixels` is the share of rows, in [0, 1], whose nearest is the same: near
     1 the embedding sees little but the pixels. With labels (-1: none) `same_class` and
-    `same_class_by_pixels` are the shares whose nearest is of their class (R@1), of
-    those that are not alone in it.
+    `same_class_by_pixels` are the shares whose nearest is of their class: of the
+    labelled rows, among these, without those that are alone in their class.
 
     Args:
       embedding: unit length; the first `MAX_ROWS` are looked at.
@@ -60,10 +60,13 @@ def against_pixels(
     found = {"nearest_by_pixels": float((near == by_pixels).mean())}
     if labels is None:
         return found
-    labels = np.asarray(labels)[: len(embedding)]
-    classes, count = np.unique(labels[labels >= 0], return_counts=True)
-    asked = np.isin(labels, classes[count > 1])  # the others have nobody to find
-    if asked.sum() > 2 and len(classes) > 1:
+    known = np.flatnonzero(np.asarray(labels)[: len(embedding)] >= 0)
+    labels = np.asarray(labels)[known]
+    classes, inverse, count = np.unique(labels, return_inverse=True, return_counts=True)
+    asked = count[inverse] > 1  # nobody is near one that is alone in its class
+    if len(known) > 2 and len(classes) > 1 and asked.any():
+        if len(known) < len(embedding):
+            near, by_pixels = map(_nearest_other, (embedding[known], pixels[known]))
         for name, index in (("", near), ("_by_pixels", by_pixels)):
             same = (labels[index] == labels)[asked]
             found[f"same_class{name}"] = float(same.mean())
@@ -72,7 +75,8 @@ def against_pixels(
 
 def pixels_warning(found: dict[str, float]) -> str:
     """Say that neighbours are no better than those by pixels; '' where they are."""
-    if "same_class" in found and found["same_class"] <= found["same_class_by_pixels"]:
+    same = found.get("same_class", 1.0)
+    if same < 1 and same <= found["same_class_by_pixels"]:
         return (
             "the nearest image is of the same class no more often "
             f"({found['same_class']:.1%}) than the nearest by {PIXELS}x{PIXELS} pixels "

@@ -338,6 +338,8 @@ def _check_request(queries, gallery, k, exclude):
     if exclude is not None and np.shape(exclude) != (len(queries),):
         raise UserError(f"exclude {np.shape(exclude)} must be ({len(queries)},)")
     found = len(gallery) - (exclude is not None)
+    if not found:
+        raise UserError("the gallery is the query alone: it has no neighbours")
     if not 1 <= k <= found:
         own = "" if exclude is None else ", the query itself excluded"
         raise UserError(f"k={k} must be from 1 to {found}, the gallery's rows{own}")

@@ -64,9 +64,9 @@ def retrieval_scores(
 ) -> dict[str, float | None]:
     """Measure R@K, MAP@R, R-precision and NMI, each in [0, 1], by one search.
 
-    Arguments, errors and R@K as in `recall_at_k`. MAP@R and R-precision are None where
-    every row is alone in its class. NMI is left out, with a line, where rows times
-    classes exceed `nmi_limit`.
+    Arguments, errors and R@K as in `recall_at_k`. MAP@R, R-precision and NMI are None
+    where every row is alone in its class. NMI is left out, with a line, where rows
+    times classes exceed `nmi_limit`.
     """
     k = check_neighbours(k)
     _, count = np.unique(label, return_counts=True)
@@ -76,7 +76,9 @@ def retrieval_scores(
     scores: dict[str, float | None] = {f"R@{n}": value for n, value in recall.items()}
     scores["MAP@R"], scores["R-precision"] = precision_of_neighbours(found, checked)
     cost = len(checked) * len(count)
-    if cost <= nmi_limit:
+    if len(count) == len(checked):
+        scores["NMI"] = None  # of clusters of one row it is 1
+    elif cost <= nmi_limit:
         scores["NMI"] = clustering_nmi(embedding, checked, progress)
     elif nmi_limit:
         print(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from eir_jax.collection.embeddings import opened_npz, read_embeddings
 from eir_jax.data.dataset import Dataset, Split
 from eir_jax.data.sources import load
+from eir_jax.evaluation.allowed import judged_split
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.knn import unit_rows
 from eir_jax.evaluation.protocol import Protocol
@@ -131,13 +132,14 @@ def of_embeddings(files: Sequence[Path], overrides: Sequence[str]) -> Judged:
     }
     meta = {"checksums": {"embeddings": sha256(arrays)}, "train_hash": ""}
     run = Run(config, state, meta, _no_embed, mesh)
+    query = read[0 if judged_split(dataset) == "train" else -1]
     train = read[0] if read[0].labels is None else read[0].take(_labelled(read[0]))
     says = {
         "encoder": "another program's",
         "transform": "as the other program did",
         "features": f"embedding: {dim}-d, scaled to unit length; feature: {features}-d",
     }
-    return Judged(run, dataset, says, Subject(run, dataset, read[-1], train))
+    return Judged(run, dataset, says, Subject(run, dataset, query, train))
 
 
 def _on(
@@ -173,6 +175,12 @@ def _embedded(file: Path) -> Embedded:
             f"[{len(found.embedding)}, dim]"
         )
     embedding = unit_rows(np.asarray(found.embedding, np.float32), str(file))
+    for label in () if found.label is None else np.unique(found.label)[[0, -1]]:
+        if not -1 <= label < 2**31:
+            raise UserError(
+                f"'label' of {file} holds {label}; classes are whole numbers from 0 to "
+                f"{2**31 - 1}, and -1 is an unlabelled row"
+            )
     labels = None if found.label is None else found.label.astype(np.int32)
     return Embedded(embedding, labels, embedding, np.asarray(feature, np.float32))
 

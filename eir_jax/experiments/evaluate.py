@@ -94,7 +94,7 @@ def evaluate(
     asked = tuple(tasks or TASKS)
     wanted = [task for task in asked if task not in refused]
     failed = {task: refused[task] for task in tasks if task in refused}
-    if not wanted:
+    if tasks and not wanted:
         raise UserError(failed[asked[0]])
     notes = remarks(dataset, run.config)
     for note in notes:

@@ -190,7 +190,8 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
     if batch > num_examples:
         problems.append(
             f"batch_size={batch} exceeds the {counted(num_examples, 'training image')};"
-            f" use at most {num_examples}, better {_fitting_batch(num_examples)}"
+            f" use at most {num_examples}, better "
+            f"--config.batch_size={_fitting_batch(num_examples)}"
         )
     if batch % num_devices:
         problems.append(

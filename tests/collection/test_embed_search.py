@@ -15,6 +15,8 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
+from eir_jax.collection.embed import embed_split
+from eir_jax.collection.pictures import squares
 from eir_jax.data.picture_files import list_pictures
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.data.sources import load
@@ -392,6 +394,31 @@ def test_embed_file_and_split(workdir, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_split_of_a_folder_is_known_by_its_paths(workdir, tmp_path):
+    """So that its pictures can be shown; with the labels that training knew."""
+    root, rng = tmp_path / "classes", np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for row in range(count):
+            place = root / split / "ab"[row % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+            image.save(place / f"{row}.png")
+    (root / "test" / "a" / "1.png").write_bytes(b"broken")
+    run = restore_run(workdir)
+    run.config.data.source, run.config.data.path = "folder", str(root)
+    dataset = load(run.config.data)
+    run = run._replace(meta=run.meta | {"train_hash": dataset.train_hash})
+    found = embed_split(run, workdir, "test")
+    assert found.path.tolist() == ["test/a/0.png", "test/a/2.png", "test/b/1.png"]
+    assert found.index is None and found.label.tolist() == [0, 0, 1]
+    assert found.meta["source"] == str(root.resolve())
+    assert found.meta["class_names"] == ("a", "b") and found.meta["split"] == "test"
+    want = run.embed(run.state, dataset.test.images).embedding
+    np.testing.assert_allclose(found.embedding, want, atol=1e-5)
+    shown = squares(found, np.array([2]), SIZE)
+    np.testing.assert_array_equal(shown[0], dataset.test.images[2])
+
+
 def test_search_by_picture(folder, embedded, tmp_path):
     """The workdir is the noted one; the query itself is found but by another path."""
     out, _ = embedded
@@ -532,7 +559,18 @@ def refused(module, *words):
     return str(error.value)
 
 
+def test_one_picture_alone(workdir, tmp_path):
+    (tmp_path / "one").mkdir()
+    alone = save(colours(0), tmp_path / "one" / "1.png")
+    words = (f"--workdir={workdir}", f"--out={tmp_path / 'one.npz'}")
+    assert "is one picture" in refused("embed", f"--images={alone}", *words)
+    command.main([f"--images={alone.parent}", *words])
+    words = (f"--embeddings={tmp_path / 'one.npz'}", f"--query={alone.parent}")
+    assert "gallery is the query alone" in refused("search", *words)
+
+
 def test_embed_refuses(workdir, folder, tmp_path, capsys):
+
     def said(*words, out=tmp_path / "E.npz"):
         return refused("embed", f"--workdir={workdir}", *words, f"--out={out}")
 

@@ -186,7 +186,7 @@ def test_words_for_what_is_no_data_set(tmp_path):
     (tmp_path / "file").touch()
     assert "there is no folder" in said(tmp_path / "file")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    assert "holds no pictures (.jpg" in said(tmp_path / "empty")
+    assert "holds no pictures: .jpg" in said(tmp_path / "empty")
     (tmp_path / "empty" / "cat" / "film.mp4").touch()
     assert "not read: 1 .mp4" in said(tmp_path / "empty")
     (tmp_path / "late" / "train").mkdir(parents=True)
@@ -298,6 +298,17 @@ def test_a_share_of_each_class_is_held_out(tmp_path, keep):
 
 
 def test_what_cannot_be_held_out(tmp_path):
+    other = tree(tmp_path / "other", "a/1.png")
+    bytes_of_latin_1 = os.fsencode(other) + b"/caf\xe9"
+    try:
+        os.rename(other / "a", bytes_of_latin_1)
+    except OSError:  # macOS keeps no such name
+        bytes_of_latin_1 = None
+    if bytes_of_latin_1:
+        dataset = load(settings(other))
+        assert dataset.class_names == ("caf\\xe9",)  # what figures can draw
+        assert len(dataset.train.images) == 1
+
     flat = tree(tmp_path / "flat", *(f"{n}.png" for n in range(10)))
     dataset = load(settings(flat, held_out=0.2))
     assert len(dataset.train.images) == 8 and len(dataset.test.images) == 2
@@ -312,6 +323,48 @@ def test_what_cannot_be_held_out(tmp_path):
     config.data.path, config.data.held_out = "x", 1.0
     with pytest.raises(UserError, match=r"data\.held_out=1\.0 must be in"):
         validate(config)
+
+
+def test_what_may_not_be_meant_is_said(tmp_path):
+    """Links to what is read anyway, names of one form, a folder that is no class."""
+    root = tree(tmp_path / "links", "b/1.png", "c/1.png", "c/2.png", "d/1.png")
+    (root / "a").symlink_to(root / "c")  # before it by name
+    (root / "d" / "all").symlink_to(root / "b")
+    (root / "loop").symlink_to(root)
+    dataset = load(settings(root))
+    assert [file.path for file in dataset.files] == [
+        *("b/1.png", "c/1.png", "c/2.png", "d/1.png")
+    ]
+    assert dataset.class_names == ("b", "c", "d")
+    link = "a is a link, and leads to no pictures but those that are read"
+    assert link in dataset.notes
+    outside = tree(tmp_path / "outside", "x/1.png", "y/2.png")
+    (outside / "z").symlink_to(root / "c")
+    assert load(settings(outside)).class_names == ("x", "y", "z")
+
+    two = tree(tmp_path / "two", "train/café/1.png", "train/x\ny/1.png")
+    picture(two / "train" / unicodedata.normalize("NFD", "café") / "2.png")
+    dataset = load(settings(two))
+    assert dataset.train.labels.tolist() in ([0, 0, 1], [1, 1, 0])
+    assert any("2 folders are one class, train/café" in x for x in dataset.notes)
+    assert all(line.isprintable() for line in dataset.notes)
+
+    flat = tree(
+        tmp_path / "flat", "train/a/1.png", "train/b/1.png", "test/images/1.png"
+    )
+    words = "the pictures of test lie in images/, which counts as a class that train"
+    assert any(words in line for line in load(settings(flat)).notes)
+    for name in ("b", "c"):
+        picture(flat / "test" / name / "1.png")
+    assert not any(words in line for line in load(settings(flat)).notes)
+
+    (tmp_path / "film" / "a").mkdir(parents=True)
+    (tmp_path / "film" / "a" / "1.mp4").touch()
+    with pytest.raises(UserError, match="no pictures: 1 file of another kind is not"):
+        load(settings(tmp_path / "film"))
+    alone = tree(tmp_path / "alone", "test/a/1.png")
+    with pytest.raises(UserError, match=r"or give .*alone/test as data\.path"):
+        load(settings(alone))
 
 
 # Pixels.

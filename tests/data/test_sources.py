@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base, digits, stl10_5k
+from eir_jax.collection.embeddings import opened_npz
 from eir_jax.data.dataset import labelled
 from eir_jax.data.pipeline import make_view_batches
 from eir_jax.data.sources import load
@@ -120,10 +121,20 @@ def test_unlabelled_images_are_told_apart(tmp_path):
         ({"test_images": np.zeros((9, 8), np.uint8)}, "'test_images' of"),
         ({"train_labels": np.arange(3)}, "must hold 12 whole numbers"),
         ({"train_labels": np.linspace(0, 1, 12)}, "float64"),
-        ({"test_labels": np.full(5, -2)}, "classes count from 0, and -1 is an"),
-        ({"train_labels": np.array([None] * 12)}, "of plain arrays"),
+        ({"test_labels": np.full(5, -2)}, "numbers from 0 to 2147483647, and -1 is"),
+        (
+            {"train_labels": np.array([None] * 12)},
+            "'train_labels' of .* as a plain array",
+        ),
         ({"test_images": None}, r"holds no 'test_images' \(it holds: train_images"),
         ({"train_labels": np.full(12, 2**40)}, "holds 1099511627776"),
+        ({"train_labels": np.arange(12)[:, None]}, r"each image: labels\.ravel\(\)"),
+        ({"train_labels": np.eye(12, dtype=int)}, "argmax"),
+        ({"test_labels": np.array(list("abcab"))}, "return_inverse=True"),
+        ({"test_labels": np.array([b"a"] * 5)}, "return_inverse=True"),
+        ({"train_labels": np.arange(12) > 3}, r"astype\(int\)"),
+        ({"test_images": np.zeros((5, 6, 6, 3), np.uint8)}, "of the training images"),
+        ({"class_names": np.array(["a", "b", None])}, "'class_names' of .*bad"),
         ({"class_names": np.arange(3)}, "must be a list of strings"),
         ({"class_names": np.array(["a", "b"])}, "'class_names' holds 2 names"),
     ],
@@ -135,22 +146,48 @@ def test_bad_arrays_are_refused_in_words(tmp_path, changes, message):
     assert "bad.npz" in str(refused.value)
 
 
+def test_names_that_are_one_to_the_eye_are_said(tmp_path):
+    """Case, blanks, underscores, Unicode's forms: two classes, and a line."""
+    names = np.array(["Hot dog ", "hot_dog", "\ufb01sh", "fish", "cat", "Cat"])
+    labels = dict(train_labels=np.arange(12) % 5, test_labels=np.arange(5) % 2)
+    path = save(tmp_path / "a.npz", class_names=names, **labels)
+    (line,) = (x for x in load(arrays_config(path)).notes if "nearly the same" in x)
+    assert (
+        "'Hot dog ' and 'hot_dog'; '\ufb01sh' and 'fish'; they" in line
+    )  # no Cat here
+    path = save(tmp_path / "b.npz", class_names=names[[0, 2, 4]])
+    assert not load(arrays_config(path)).notes
+
+
 def npz_bytes():
     buffer = io.BytesIO()
     np.savez(buffer, **good_arrays())
     return buffer.getvalue()
 
 
+def npy_bytes():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((3, 8, 8, 3), np.uint8))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not an npz", npz_bytes()[:1000], npz_bytes()[:-10]],
-    ids=["empty", "text", "half", "cut"],
+    [b"", b"not an npz", npz_bytes()[:1000], npz_bytes()[:-10], npy_bytes()],
+    ids=["empty", "text", "half", "cut", "npy"],
 )
 def test_broken_file_is_refused_in_words(tmp_path, content):
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.npz cannot be read"):
+    with pytest.raises(UserError, match=r"bad\.npz cannot be read") as refused:
         load(arrays_config(path))
+    assert "pickle" not in str(refused.value)
+    with (
+        pytest.raises(UserError, match=r"bad\.npz cannot be read") as refused,
+        opened_npz(path),
+    ):
+        pass
+    assert "pickle" not in str(refused.value)
 
 
 @pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])

@@ -211,6 +211,8 @@ FOUR = [0, 0, 1, 1]
         (FOUR, [0, 0, 7], "test", set()),
         (FOUR, [7, 8, 8], "test", {"knn", "linear"}),
         ([0, 0, 0], [0, 0], "test", {"knn", "linear", "retrieval"}),
+        ([0, 0, 0], [0, 0, 1], "test", {"knn", "linear"}),
+        ([0, 0, 0], None, "train", {"knn", "linear", "retrieval"}),
         ([0, 1, 1], [0, 1, 1], "test", {"linear"}),
         ([0, 1, 2], None, "train", {"knn", "linear"}),
         ([0, 1, 2], [0, 1, 2], "test", {"linear"}),
@@ -262,10 +264,18 @@ def test_rows_alone_in_their_class_are_counted():
         return "\n".join(remarks(data(train, test), settings()))
 
     words = said(FOUR, [0, 0, 1])
-    assert "1 test image is alone in their class: misses of R@K" in words
+    assert "1 test image is alone in its class: a miss of R@K" in words
     assert "no class has two test images: R@K is 0" in said(FOUR, [0, 1])
     words = said([0, 0, 1, 2])
-    assert "2 train images are alone in their class: kNN leaves them out" in words
+    assert "2 train images are alone in their class: left out of kNN" in words
+    assert "train has 3 classes: top-5 is right of nearly any embedding" in words
+    assert "top-5" not in said(list(range(6)) * 2)
+    words = said([0, 0, 0])
+    assert "no labelled test images: train is judged" in words
+    words = said([0, 1, 2])
+    assert "no labelled test images: retrieval is within train" in words
+    words = remarks(data(FOUR, [0, 1]), settings(retrieval=(1, 2)))[0]
+    assert "there is 1 other test image (--config.retrieval.k=1)" in words
 
 
 @pytest.mark.parametrize("count", [2, 7])
@@ -273,8 +283,9 @@ def test_no_mean_is_taken_over_nothing(count):
     rows, _ = clusters(count=count)
     scores = retrieval_scores(rows, np.arange(count), k=(1,))
     assert scores["MAP@R"] is None and scores["R-precision"] is None
+    assert scores["NMI"] is None  # 1 of any embedding
     assert scores["R@1"] == 0 and accuracies({"retrieval": scores}).keys() == {
-        *("retrieval.R@1", "retrieval.NMI")
+        "retrieval.R@1"
     }
 
 

@@ -202,3 +202,42 @@ def test_bad_embeddings_are_refused(files, tmp_path, one_device):
     assert "'feature' of" in said(files[0], embedding=rows, feature=rows[:3])
     assert "are zero" in said(files[0], embedding=0 * rows)
     assert "no labels" in said(embedding=rows)
+    for label in (-3, 2**40):  # neither unlabelled nor a class
+        label = np.array([0, 1, 1, label])
+        assert "from 0 to 2147483647, and -1" in said(embedding=rows, label=label)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "found"),
+    [
+        (True, False, {"knn", "retrieval", "health"}),  # within train
+        (False, True, {"retrieval", "health"}),
+        (False, False, {"health"}),
+    ],
+)
+def test_labels_of_one_file_alone(train, test, found, files, tmp_path, one_device):
+    names = []
+    for file, labelled in zip(files, (train, test), strict=True):
+        arrays = dict(np.load(file))
+        names.append(str(tmp_path / file.name))
+        np.savez(
+            names[-1], **{k: arrays[k] for k in ("embedding", "label")[: 1 + labelled]}
+        )
+    words = [f"--embeddings={','.join(names)}", f"--out={tmp_path / 'o'}"]
+    assert command.main([*words, "--config.knn.k=1,5"]) == 0
+    record = json.loads((tmp_path / "o" / "eval" / "step_0.json").read_text())
+    tasks = {"knn", "linear", "retrieval", "health", "figures"}
+    assert tasks - record["refused"].keys() == found == tasks & record.keys()
+    if train:
+        alone = evaluated(tmp_path, f"--embeddings={names[0]}", f"--out={tmp_path}")
+        assert alone["knn"] == record["knn"]
+
+
+def test_one_row_allows_nothing_and_says_so(tmp_path, one_device):
+    np.savez(tmp_path / "E.npz", embedding=np.ones((1, 4), np.float32), label=[0])
+    words = [f"--embeddings={tmp_path / 'E.npz'}", f"--out={tmp_path / 'o'}"]
+    assert command.main(words) == 0
+    record = json.loads((tmp_path / "o" / "eval" / "step_0.json").read_text())
+    assert len(record["refused"]) == 5
+    with pytest.raises(UserError, match="one train image"):
+        command.main([*words, "--tasks=health"])
