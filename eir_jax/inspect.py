@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eir_jax.system import cli, compilation_cache, files
+from eir_jax.system.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,7 @@ def _images(split: "Split", config: "ConfigDict") -> str:
 
     count, height, width = split.images.shape[:3]
     size = config.data.image_size
-    words = f"{count:,} images of {height}x{width}"
+    words = f"{counted(count, 'image')} of {height}x{width}"
     if size != height:
         words += f", cut to {size}x{size}"
     if not isinstance(split.images, EncodedImages):

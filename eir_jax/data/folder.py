@@ -28,6 +28,7 @@ from eir_jax.data.picture_files import (
 )
 from eir_jax.data.pictures import BrokenPicture, Header, read_header, read_picture
 from eir_jax.system.errors import UserError, one_line
+from eir_jax.system.words import counted
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
@@ -326,7 +327,8 @@ def _read(
     whole = np.array([row for row in range(len(paths)) if row not in broken], np.int64)
     if not len(whole):
         raise UserError(
-            f"none of the {len(paths):,} {split} files of {root} holds a picture: "
+            f"none of the {counted(len(paths), f'{split} file')} of {root} holds a "
+            "picture: "
             f"{one_line(f'{paths[0]}: {broken[0]}')}"
         )
     if config.keep == "pixels":

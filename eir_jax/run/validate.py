@@ -16,6 +16,7 @@ from eir_jax.run.optimizer import OPTIMIZERS, SCHEDULES
 from eir_jax.system.config import base_values, flatten
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import in_words, local_path
+from eir_jax.system.words import counted
 
 CHOICES: dict[str, Collection[str]] = {
     "objective": systems.SYSTEMS,
@@ -51,8 +52,8 @@ RULES = {
         "optimizer.milestones data.train_classes data.test_classes data.expected "
         "model.num_classes optimizer.warmup_epochs clusters.components",
     ),
-    "at least 1": (
-        lambda x: x >= 1,
+    "at least 1 and at most 2147483647": (
+        lambda x: 1 <= x < 2**31,
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
@@ -97,6 +98,7 @@ LEAST_LENGTH = {
 # 550 of 64 from 63 to 97 % (RESULTS.md).
 FEW_STEPS = 500
 INCREASING = ("optimizer.milestones", "knn.k", "retrieval.k")
+PATHS = ("data.path", "data.class_list", "model.weights", "grow_from")
 FROM_TO = ("views.crop_area", "views.crop_aspect")  # low <= high
 
 
@@ -135,12 +137,12 @@ def validate(config: ConfigDict) -> None:
         )
     problems += systems.problems(config)
     problems += _images(config.data)
-    for key in ("path", "class_list"):
+    for key in PATHS:
         try:
-            if config.data[key]:
-                local_path(config.data[key])
+            if flat[key]:
+                local_path(flat[key])
         except UserError as error:
-            problems.append(f"data.{key}: {error}")
+            problems.append(f"{key}: {error}")
     if config.linear.augment and config.linear.solver != "sgd":
         problems.append("linear.augment=True needs linear.solver=sgd")
     problems += _profile(config)
@@ -149,11 +151,12 @@ def validate(config: ConfigDict) -> None:
             f"grow_from={config.grow_from} is for data.source=folder, and without "
             "model.weights; use grow_from=''"
         )
-    if config.batch_size % config.batch_norm.groups:
+    groups = config.batch_norm.groups
+    if groups > 0 and config.batch_size % groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "
-            f"batch_norm.groups={config.batch_norm.groups}; use "
-            f"{_nearest_multiples(config.batch_size, config.batch_norm.groups)}"
+            f"batch_norm.groups={groups}; use "
+            f"{_nearest_multiples(config.batch_size, groups)}"
         )
     _raise(problems)
 
@@ -185,8 +188,9 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
     batch = config.batch_size
     if batch > num_examples:
         problems.append(
-            f"batch_size={batch} exceeds the {num_examples} training images; use at "
-            f"most {num_examples}, better {_fitting_batch(num_examples)}"
+            f"batch_size={batch} exceeds the "
+            f"{counted(num_examples, 'training image')}; use at most {num_examples}, "
+            f"better {_fitting_batch(num_examples)}"
         )
     if batch % num_devices:
         problems.append(
@@ -213,9 +217,10 @@ def suggestions(config: ConfigDict, num_examples: int) -> Iterator[str]:
     better = min(batch, _fitting_batch(num_examples))
     enough = -(-FEW_STEPS // (num_examples // better) // config.num_rounds)
     yield (
-        f"{steps} steps ({epochs} epochs of {num_examples:,} images in batches of "
-        f"{batch}) are few: from {FEW_STEPS} on an embedding begins to tell pictures "
-        f"apart, e.g. --config.batch_size={better} --config.num_epochs={enough}"
+        f"{counted(steps, 'step')} ({counted(epochs, 'epoch')} of "
+        f"{counted(num_examples, 'image')} in batches of {batch}) are few: from "
+        f"{FEW_STEPS} on an embedding begins to tell pictures apart, e.g. "
+        f"--config.batch_size={better} --config.num_epochs={enough}"
     )
 
 
@@ -334,8 +339,9 @@ def _tuples(config: ConfigDict) -> Iterator[str]:
         )
     if len(c.milestones) != len(c.factors):
         yield (
-            f"optimizer.milestones has {len(c.milestones)} epochs and "
-            f"optimizer.factors {len(c.factors)} numbers; give one factor a milestone"
+            f"optimizer.milestones has {counted(len(c.milestones), 'epoch')} and "
+            f"optimizer.factors {counted(len(c.factors), 'number')}; give one factor a "
+            "milestone"
         )
     flat = flatten(config)
     for key in INCREASING:

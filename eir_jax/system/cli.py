@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eir_jax.system import files, interruption, processes
-from eir_jax.system.errors import UserError, first_line, lacks_memory
+from eir_jax.system.errors import UserError, first_line, lacks_memory, one_line
 
 EXIT_BAD_INPUT = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,9 +24,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     interruption.heed()
     quiet_libraries()
+    for name in ("stdout", "stderr"):  # a shell's >&- leaves none
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     # Names of files may hold what no encoding has.
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -44,6 +46,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             message = first_line(error)
             if error.errno in FULL:
                 message += "; make room and start again: what was saved is kept"
+            elif error.errno in (errno.EACCES, errno.EPERM):
+                message += "; ask its owner for the right to it"
             processes.fail(message, EXIT_BAD_INPUT)
             sys.exit(_fail(message))
         if lacks_memory(error):
@@ -94,7 +98,8 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised as well
+    for name in ("absl", "asyncio", "matplotlib"):  # errors are raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _is_of_files(error: OSError) -> bool:
@@ -103,5 +108,5 @@ def _is_of_files(error: OSError) -> bool:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print(f"error: {one_line(message.strip())}", file=sys.stderr)
     return EXIT_BAD_INPUT

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -148,6 +149,21 @@ def test_refuses(file, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         embed([f"--embeddings={file}", f"--out={tmp_path / 'E.csv'}", "--split=test"])
     assert sorted(x.name for x in tmp_path.iterdir()) == ["folder.csv"]
+
+
+@pytest.mark.parametrize("name", ["E.npz", "E.csv", "E.parquet", "E.faiss"])
+def test_a_full_disk_is_one_line_in_every_form(arrays, name, tmp_path):
+    file = tmp_path / "large.npz"
+    rows = np.random.default_rng(0).normal(size=(900, 16)).astype(np.float32)
+    np.savez(file, embedding=rows)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"{name} cannot be written: .*too large"):
+            embed([f"--embeddings={file}", f"--out={tmp_path / 'out' / name}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_large_files_are_mapped(file, arrays, monkeypatch):
