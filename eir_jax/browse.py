@@ -4,7 +4,6 @@ import sys
 from contextlib import redirect_stdout
 
 from eir_jax.system import cli, compilation_cache, files
-from eir_jax.system.errors import UserError
 
 DESCRIPTION = """\
 Write one HTML page, for any browser and without a network, of what eir_jax.embed wrote:
@@ -57,10 +56,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     files.check_suffix(args.out, (".html",), "a page")
-    if args.images is not None and not args.images.exists():
-        raise UserError(
-            f"there is no folder or file {files.in_words(args.images)} (--images)"
-        )
+    flags.check_images(args.images)
     check_map(args.map)
     found = read_embeddings(args.embeddings)
     rows_on(found, args.on)

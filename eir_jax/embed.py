@@ -82,10 +82,7 @@ def main(argv: list[str]) -> int:
         parser.error("--step goes with --workdir, not with --weights")
     if args.data_path is not None and args.images is not None:
         parser.error("--data_path goes with --split, not with --images")
-    if args.images is not None and not args.images.exists():
-        raise UserError(
-            f"there is no folder or file {files.in_words(args.images)} (--images)"
-        )
+    flags.check_images(args.images)
     if args.images is not None and args.images.is_file() and is_picture(args.images):
         raise UserError(
             f"{args.images} is one picture (--images); give the folder that it lies in"
@@ -94,6 +91,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.images} is a folder and has no --split={args.split}")
 
     check_form(args.out)
+    files.check_not_read(args.out, [args.images] if args.images else [])
     processes.start(args)
     compilation_cache.keep_compiled()
     with written_whole(args.out) as write:  # refuses before the work, not after

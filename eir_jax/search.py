@@ -82,8 +82,10 @@ def main(argv: list[str]) -> int:
     if args.least is not None and not -1 <= args.least <= 1:
         raise UserError(f"--least={args.least:g} must be a cosine, from -1 to 1")
 
+    flags.check_images(args.images)
     if args.figure is not None:
         files.check_suffix(args.figure, (".png",), "a PNG picture")
+        files.check_not_read(args.figure, args.query)
         files.check_writable(args.figure)
     from eir_jax.collection.embeddings import read_embeddings, rows_on
 

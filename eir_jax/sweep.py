@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 if TYPE_CHECKING:
     from eir_jax.experiments.sweep import Planned
@@ -99,7 +100,8 @@ def main(argv: list[str]) -> int:
             return EXIT_CODES[requests[0]]
     if failed:
         words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        message = f"error: {len(failed)} of {len(shard)} runs failed: {words}"
+        number = f"{len(failed)} of {counted(len(shard), 'run')} failed"
+        message = f"error: {number}: {words}"
         print(message, file=sys.stderr)
     others = sorted(seeds_in(args.workdir, grid) - {*seeds})
     finished: Finished = {name: [] for name in grid.settings}

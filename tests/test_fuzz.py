@@ -83,7 +83,7 @@ def make_folder(rng, root):
     for split in splits:
         classes = pick(rng, [""], list(rng.choice(NAMES, rng.integers(1, 5), False)))
         for name in classes:
-            place = root / split / pick(rng, *[str(name)] * 9, f"{name}/deeper")
+            place = root / split / str(name) / pick(rng, *[""] * 9, "deeper")
             place.mkdir(parents=True, exist_ok=True)
             for _ in range(pick(rng, 0, 1, 1, 2, 3, 6, rng.integers(0, 41))):
                 number += 1

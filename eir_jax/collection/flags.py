@@ -1,8 +1,12 @@
 """Flags that the commands of a collection share."""
 
+import os
 from argparse import ArgumentParser, _ArgumentGroup
+from pathlib import Path
 
 from eir_jax.system import cli
+from eir_jax.system.errors import UserError
+from eir_jax.system.files import in_words
 
 
 def add_embeddings(parser: ArgumentParser, what: str) -> None:
@@ -20,6 +24,16 @@ def add_embeddings(parser: ArgumentParser, what: str) -> None:
         metavar="DIR",
         help="where the embedded pictures lie now, if not where they were embedded",
     )
+
+
+def check_images(images: Path | None) -> None:
+    """Check that what --images names is there.
+
+    Raises:
+      UserError: it is not.
+    """
+    if images is not None and not os.path.exists(images):
+        raise UserError(f"there is no folder or file {in_words(images)} (--images)")
 
 
 def add_run(

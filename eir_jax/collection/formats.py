@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -46,12 +47,14 @@ def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
     Of several processes the first one writes.
 
     Raises:
-      UserError: it cannot be written; at once, before there is anything to write.
+      UserError: it cannot be written, or holds other arrays; at once, before there is
+        anything to write.
     """
     if not processes.is_main():
         yield lambda found: None
         return
     check_writable(file)
+    _check_no_others(file)
 
     def write(found: Embeddings) -> None:
         try:
@@ -61,6 +64,22 @@ def written_whole(file: Path) -> Iterator[Callable[[Embeddings], None]]:
             raise UserError(f"{file} cannot be written: {error}") from None
 
     yield write
+
+
+def _check_no_others(file: Path) -> None:
+    """Refuse to replace an .npz of other arrays, such as images."""
+    if file.suffix.lower() != ".npz" or not file.is_file():
+        return
+    try:
+        with np.load(file) as arrays:
+            names = arrays.files
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile):
+        return  # what a write that failed has left, say
+    if "embedding" not in names:
+        raise UserError(
+            f"{file} is there and holds {', '.join(names) or 'nothing'}, no "
+            "embeddings; give another --out, as that would be lost"
+        )
 
 
 def columns_of(found: Embeddings) -> dict[str, list[Any]]:

@@ -32,6 +32,8 @@ def read_class_list(name: str) -> tuple[str, ...]:
     """
     path = PACKAGED.get(name, Path(name).expanduser())
     try:
+        if path.exists() and not path.is_file():  # a device may never end
+            raise ValueError(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text in UTF-8"

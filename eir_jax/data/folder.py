@@ -28,6 +28,7 @@ from eir_jax.data.picture_files import (
 )
 from eir_jax.data.pictures import BrokenPicture, Header, read_header, read_picture
 from eir_jax.system.errors import UserError, one_line
+from eir_jax.system.words import counted
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
@@ -86,8 +87,8 @@ def load_folder(config: ConfigDict) -> Dataset:
         elif split == "test":
             notes.append(f"{place}/ holds no pictures: there is no test split")
         else:
-            words = [f"{root / place} holds no pictures ({' '.join(SUFFIXES)} ...)"]
-            raise UserError("; ".join([*words, *others_in_words(others)]))
+            words = others_in_words(others) or [f"{' '.join(SUFFIXES)} and the like"]
+            raise UserError(f"{root / place} holds no pictures: {words[0]}")
     notes = [*_layout_words(root, places, found, unread), *notes]
     notes += others_in_words(others)
     names = sorted({name for f in found.values() for name in f.classes or ()})
@@ -357,7 +358,8 @@ def _read(
     whole = np.array([row for row in range(len(paths)) if row not in broken], np.int64)
     if not len(whole):
         raise UserError(
-            f"none of the {len(paths):,} {split} files of {root} holds a picture: "
+            f"none of the {counted(len(paths), f'{split} file')} of {root} holds a "
+            "picture: "
             f"{one_line(f'{paths[0]}: {broken[0]}')}"
         )
     if config.keep == "pixels":

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from eir_jax.data.dataset import Dataset, Split, is_labelled
 from eir_jax.data.held_out import hold_out
 from eir_jax.system.errors import UserError, first_line, one_line
+from eir_jax.system.words import counted
 
 NUM_DIGITS_TRAIN = 1437
 
@@ -108,7 +109,7 @@ def check_expected(dataset: Dataset, expected: tuple[int, int]) -> Dataset:
         found = 0 if split is None else len(split.images)
         if count and found != count:
             notes.append(
-                f"{name} holds {found:,} images where {count:,} are expected "
+                f"{name} holds {counted(found, 'image')} where {count:,} are expected "
                 "(data.expected)"
             )
     return dataclasses.replace(dataset, notes=(*dataset.notes, *notes))

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from eir_jax.data.dataset import Dataset, Split
 from eir_jax.system.errors import UserError, first_line
+from eir_jax.system.words import counted
 
 ANSWER_SECONDS = 10  # of a server; TFDS itself would wait for minutes
 CHUNK = 1024  # images decoded at a time
@@ -242,7 +243,7 @@ def _places(names, listed, classes, where: str) -> Int[np.ndarray, " label"]:
     if len(classes) == 2 and max(classes) > number:
         raise UserError(
             f"data.train_classes or data.test_classes is {tuple(classes)}, but {where} "
-            f"has {number} classes"
+            f"has {counted(number, 'class', 'classes')}"
         )
     kept = np.where((place >= 0) & in_range(place, classes), place, DROPPED)
     return np.append(kept, -1 if whole else DROPPED).astype(np.int32)

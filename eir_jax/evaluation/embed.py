@@ -16,6 +16,8 @@ from eir_jax.run.state import TrainState
 from eir_jax.system import sharding
 from eir_jax.system.errors import enough_memory
 
+PADDED = 500  # rows to which a batch is filled up at most, but for more images
+
 
 class Features(NamedTuple):
     """What is judged of each image."""
@@ -79,10 +81,12 @@ def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
         progress: Callable[[int], None] | None = None,
         pooled_map: bool = False,
     ) -> Features:
-        own_rows = np.arange(batch_size)[sharding.process_rows(batch_size, mesh)]
+        # A batch for many more images than there are would be memory for nothing.
+        size = min(batch_size, _whole(max(len(images), PADDED), mesh))
+        own_rows = np.arange(size)[sharding.process_rows(size, mesh)]
         parts = []
-        for start in range(0, len(images), batch_size):
-            count = min(batch_size, len(images) - start)
+        for start in range(0, len(images), size):
+            count = min(size, len(images) - start)
             # The last batch is filled up with the last image.
             chunk = images[np.minimum(start + own_rows, len(images) - 1)]
             output = embed_batch(
@@ -101,7 +105,12 @@ def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
 
 def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
     """Return the images embedded at a time: a multiple of the devices."""
-    return -(-config.evaluation_batch_size // mesh.size) * mesh.size
+    return _whole(config.evaluation_batch_size, mesh)
+
+
+def _whole(rows: int, mesh: Mesh) -> int:
+    """Return so many rows, or the next multiple of the devices."""
+    return -(-rows // mesh.size) * mesh.size
 
 
 def make_embed_batch(config: ConfigDict, mesh: Mesh) -> Callable[..., Features]:

@@ -186,7 +186,7 @@ def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
             check_folder(target / "figures")
     except UserError as error:
         raise UserError(
-            f"{error}; give --out=DIR to write the evaluation elsewhere"
+            f"{error}; give --out=DIR, another folder, to write the evaluation there"
         ) from None
 
 

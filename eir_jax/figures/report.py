@@ -9,6 +9,7 @@ from typing import Any
 
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import replacing
+from eir_jax.system.words import counted
 
 Record = dict[str, Any]
 # Tasks, and the parts of a record that are theirs.
@@ -289,7 +290,7 @@ def _data_line(data):
     words = [str(data["source"])] if "source" in data else []
     for key, name in (("train_images", "training"), ("test_images", "test")):
         if key in data:
-            words.append(f"{data[key]:,} {name} images")
+            words.append(counted(data[key], f"{name} image"))
     return f'<p class="soft">{escape(", ".join(words))}</p>' if words else ""
 
 

@@ -18,6 +18,7 @@ from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
 from eir_jax.system.errors import UserError
+from eir_jax.system.words import counted
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
@@ -149,14 +150,15 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     if config.objective in QUEUES and config.queue.size > num_examples:
         better = _whole_queue(config, num_examples)
         yield (
-            f"queue.size={config.queue.size} exceeds the {num_examples} training "
-            f"images; use at most {num_examples}, better {better}"
+            f"queue.size={config.queue.size} exceeds the "
+            f"{counted(num_examples, 'training image')}; use at most {num_examples}, "
+            f"better {better}"
         )
     clustered = config.objective in ("clusters", "deepcluster")
     if clustered and config.clusters.count > num_examples:
         yield (
-            f"clusters.count={config.clusters.count} exceeds the {num_examples} "
-            f"training images; use at most {num_examples}"
+            f"clusters.count={config.clusters.count} exceeds the "
+            f"{counted(num_examples, 'training image')}; use at most {num_examples}"
         )
 
 
@@ -174,8 +176,9 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
         )
     if size > _whole_queue(config, num_examples):
         yield (
-            f"queue.size={size} is long for {num_examples} training images: an "
-            "instance finds its own last key among the others'; up to "
+            f"queue.size={size} is long for "
+            f"{counted(num_examples, 'training image')}: an instance finds its own "
+            "last key among the others'; up to "
             f"{_whole_queue(config, num_examples)} it seldom does"
         )
 

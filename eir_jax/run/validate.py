@@ -52,8 +52,8 @@ RULES = {
         "optimizer.milestones data.train_classes data.test_classes data.expected "
         "model.num_classes optimizer.warmup_epochs clusters.components",
     ),
-    "at least 1": (
-        lambda x: x >= 1,
+    "at least 1 and at most 2147483647": (
+        lambda x: 1 <= x < 2**31,
         "num_rounds batch_size model.width model.embedding_dim batch_norm.groups "
         "data.image_size evaluation_batch_size log_every_steps "
         "checkpoint_every_epochs keep_checkpoints linear.num_epochs "
@@ -98,6 +98,7 @@ LEAST_LENGTH = {
 # 550 of 64 from 63 to 97 % (RESULTS.md).
 FEW_STEPS = 500
 INCREASING = ("optimizer.milestones", "knn.k", "retrieval.k")
+PATHS = ("data.path", "data.class_list", "model.weights", "grow_from")
 FROM_TO = ("views.crop_area", "views.crop_aspect")  # low <= high
 
 
@@ -139,12 +140,12 @@ def validate(config: ConfigDict) -> None:
         )
     problems += systems.problems(config)
     problems += _images(config.data)
-    for key in ("path", "class_list"):
+    for key in PATHS:
         try:
-            if config.data[key]:
-                local_path(config.data[key])
+            if flat[key]:
+                local_path(flat[key])
         except UserError as error:
-            problems.append(f"data.{key}: {error}")
+            problems.append(f"{key}: {error}")
     if config.linear.augment and config.linear.solver != "sgd":
         problems.append("linear.augment=True needs linear.solver=sgd")
     problems += _profile(config)
@@ -153,11 +154,12 @@ def validate(config: ConfigDict) -> None:
             f"grow_from={config.grow_from} is for data.source=folder, and without "
             "model.weights; use grow_from=''"
         )
-    if config.batch_size % config.batch_norm.groups:
+    groups = config.batch_norm.groups
+    if groups > 0 and config.batch_size % groups:
         problems.append(
             f"batch_size={config.batch_size} does not divide into "
-            f"batch_norm.groups={config.batch_norm.groups}; use "
-            f"{_nearest_multiples(config.batch_size, config.batch_norm.groups)}"
+            f"batch_norm.groups={groups}; use "
+            f"{_nearest_multiples(config.batch_size, groups)}"
         )
     _raise(problems)
 
@@ -340,8 +342,9 @@ def _tuples(config: ConfigDict) -> Iterator[str]:
         )
     if len(c.milestones) != len(c.factors):
         yield (
-            f"optimizer.milestones has {len(c.milestones)} epochs and "
-            f"optimizer.factors {len(c.factors)} numbers; give one factor a milestone"
+            f"optimizer.milestones has {counted(len(c.milestones), 'epoch')} and "
+            f"optimizer.factors {counted(len(c.factors), 'number')}; give one factor a "
+            "milestone"
         )
     flat = flatten(config)
     for key in INCREASING:

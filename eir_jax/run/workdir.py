@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eir_jax.system import processes
+from eir_jax.system import files, processes
 from eir_jax.system.config import flatten, read_config
 from eir_jax.system.errors import UserError
 
@@ -38,9 +38,10 @@ def own(workdir: Path) -> Iterator[None]:
     processes the first one holds it.
 
     Raises:
-      UserError: it cannot be written, or another run holds it.
+      UserError: it cannot be written, has the name of a file, or another run holds it.
     """
     try:
+        files.check_folder_name(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a+")
     except OSError as error:

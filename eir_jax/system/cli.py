@@ -6,13 +6,11 @@ import errno
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from eir_jax.system import files, interruption, processes
-from eir_jax.system.errors import UserError, first_line, lacks_memory
+from eir_jax.system.errors import UserError, first_line, lacks_memory, one_line
 
 EXIT_BAD_INPUT = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,10 +25,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     interruption.heed()
     quiet_libraries()
-    sys.unraisablehook = _unraisable
+    for name in ("stdout", "stderr"):  # a shell's >&- leaves none
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     # Names of files may hold what no encoding has.
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -48,6 +47,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             message = first_line(error)
             if error.errno in FULL:
                 message += "; make room and start again: what was saved is kept"
+            elif error.errno in (errno.EACCES, errno.EPERM):
+                message += "; ask its owner for the right to it"
             processes.fail(message, EXIT_BAD_INPUT)
             sys.exit(_fail(message))
         if lacks_memory(error):
@@ -98,16 +99,8 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    for name in ("absl", "asyncio"):  # errors are raised as well
+    for name in ("absl", "asyncio", "matplotlib"):  # errors are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # What Orbax had still to write when it failed.
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-
-
-def _unraisable(what: Any) -> None:
-    """Pass over writes that call back after one has failed and ended the saving."""
-    if str(what.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(what)
 
 
 def _is_of_files(error: OSError) -> bool:
@@ -117,5 +110,5 @@ def _is_of_files(error: OSError) -> bool:
 
 def _fail(message: str) -> int:
     with contextlib.suppress(OSError):  # a log on a full disk
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        print(f"error: {one_line(message.strip())}", file=sys.stderr)
     return EXIT_BAD_INPUT

@@ -165,6 +165,11 @@ def read_config(path: Path) -> ConfigDict:
             f"{in_words(path.parent)} is no workdir: {why}; give the --workdir "
             "of a run of eir_jax.main"
         ) from None
+    except PermissionError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; ask its owner for the right to "
+            "it"
+        ) from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read as settings ({error}); put it right, or train anew "

@@ -21,8 +21,12 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type; at most 200 characters."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    """Return the first line of an error's text, or its type; at most 200 characters.
+
+    Of a longer one the middle is left out: the reason stands at the end.
+    """
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:90]} ... {line[-105:]}"
 
 
 def lacks_memory(error: BaseException) -> bool:

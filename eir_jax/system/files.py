@@ -5,18 +5,22 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from eir_jax.system.errors import UserError, first_line
 
-NOT_LOCAL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# gs://, file:/ and host:/, but not c:/
+NOT_LOCAL = re.compile(r"[A-Za-z][\w+.@-]+:/")
+VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)")
 # Suffixes that promise a kind of file, which a folder has not.
 OF_FILES = (
-    *(".csv", ".html", ".jpeg", ".jpg", ".json", ".md", ".npz", ".parquet"),
-    *(".pdf", ".png", ".svg", ".txt"),
+    *(".csv", ".faiss", ".gz", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".md"),
+    *(".npy", ".npz", ".onnx", ".parquet", ".pdf", ".png", ".pth", ".safetensors"),
+    *(".stablehlo", ".svg", ".tsv", ".txt", ".zip"),
 )
 
 _parts: set[Path] = set()  # being written
@@ -26,19 +30,33 @@ def local_path(text: str) -> Path:
     """Return the path that a user gave, `~` and `~name` expanded.
 
     Raises:
-      UserError: it is empty, an address such as gs://, or of a home that is unknown.
+      UserError: it is empty, an address such as gs://, of a home that is unknown, or
+        begins with a variable that no shell has filled in.
     """
     if not text.strip():
         raise UserError("the path is empty; is a variable of the shell unset?")
+    if text.startswith("file:/"):
+        raise UserError(f"{text} is no local path; give {_of_address(text)}")
     if NOT_LOCAL.match(text):
         raise UserError(
             f"{text} is no local path; mount it, or copy it to this machine and give "
             "the path there"
         )
+    if (variable := VARIABLE.match(text)) and not Path(text).exists():
+        raise UserError(
+            f"{text} begins with a variable that was not filled in; quotes such as '' "
+            f"keep the shell from it: write what {variable[0].rstrip('/')} stands for"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{text}: {error}") from None
+
+
+def _of_address(text: str) -> str:
+    """Return the path of file:/path, file:///path or file://host/path."""
+    address = urlsplit(text)
+    return unquote(address.path) or "a path"
 
 
 def in_words(path: Path | str) -> str:
@@ -84,6 +102,17 @@ def check_writable(path: Path) -> None:
             part.touch()
 
 
+def check_not_read(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that would replace what it is made of.
+
+    Raises:
+      UserError: it is one of the inputs.
+    """
+    there = [x for x in inputs if os.path.exists(x)]  # False of a name too long, too
+    if os.path.exists(path) and any(path.samefile(x) for x in there):
+        raise UserError(f"{path} is what is read; give another name for the output")
+
+
 def check_folder(folder: Path) -> None:
     """Make a folder, and try to write there; before the work.
 
@@ -91,12 +120,21 @@ def check_folder(folder: Path) -> None:
       UserError: it cannot be written, or has a name such as files have.
     """
     with _said(folder):
-        if folder.suffix.lower() in OF_FILES and not folder.is_dir():
-            raise UserError(
-                f"{folder} is to be a folder and has the name of a file; give a folder"
-            )
+        check_folder_name(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def check_folder_name(folder: Path) -> None:
+    """Refuse for a folder that is not there yet a name such as files have.
+
+    Raises:
+      UserError: it has one.
+    """
+    if folder.suffix.lower() in OF_FILES and not folder.is_dir():
+        raise UserError(
+            f"{folder} is to be a folder and has the name of a file; give a folder"
+        )
 
 
 @contextmanager

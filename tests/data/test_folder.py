@@ -88,20 +88,6 @@ def test_train_and_test_with_classes(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("train", "test"), [("Cat", "cat"), ("cat", "cat "), ("red_cat", "red cat")]
-)
-def test_names_that_read_alike_are_two_classes_and_said(tmp_path, train, test):
-    root = tree(tmp_path, f"train/{train}/1.png", f"test/{test}/2.png", "train/x/1.png")
-    notes = load(settings(root)).notes
-    assert any(
-        f"classes not in train: {test!r} (there {train!r}), 1 image" in x for x in notes
-    )
-    assert any(f"not in test: {train!r} (there {test!r}), x," in x for x in notes) or (
-        any(f"not in test: x, {train!r} (there {test!r})," in x for x in notes)
-    )
-
-
 def test_names_of_two_lines_are_said_in_one(tmp_path):
     root = tree(tmp_path, "a\nb.png", "deep\n er/1.png")
     notes = load(settings(root)).notes

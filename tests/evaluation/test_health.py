@@ -76,11 +76,6 @@ def test_neighbours_are_compared_with_those_by_pixels():
     for name, index in (("", near), ("_by_pixels", by_pixels)):
         want = (labels[known][index] == labels[known])[alone < 35].mean()
         assert found[f"same_class{name}"] == pytest.approx(want)
-    alone = np.where(np.arange(40) < 35, np.arange(40), 50)  # five have others
-    found = health.against_pixels(embedding, images, alone)
-    want = (alone[near] == alone)[35:].mean()
-    assert found["same_class"] == pytest.approx(want)
-    assert "same_class" not in health.against_pixels(embedding, images, np.arange(40))
     odd = images[:, :13, :13]  # parts of one and two pixels
     assert health.thumbnails(odd).shape == (40, 192)
     assert health.thumbnails(images[:, :4, :4]).shape == (40, 48)

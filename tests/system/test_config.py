@@ -18,6 +18,7 @@ from eir_jax.system.config import (
     base_values,
     flatten,
     load_config,
+    override,
     read_config,
     save_config,
 )
@@ -212,6 +213,10 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("model.name=vgg", "model.name='vgg' is none of resnet10"),
         ("data.source=arrays", "data.path is empty"),
         ("batch_norm.groups=3", "use 63 or 66"),
+        ("batch_norm.groups=0", "batch_norm.groups=0 must be at least 1"),
+        ("knn.k=99999999999999999999", "knn.k=.* at most 2147483647"),
+        ("grow_from=~nobody_of_that_name", "grow_from: ~nobody_of_that_name"),
+        ("model.weights=s3://a/b", "model.weights: .* is no local path"),
         ("optimizer.milestones=5", "give one factor a milestone"),
         ("optimizer.milestones=9,5", "is not increasing"),
         ("data.std=0,1,1", "data.std=.* must be finite and above 0"),
@@ -232,6 +237,26 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
 def test_inconsistent_settings_are_refused_in_words(word, message):
     with pytest.raises(UserError, match=message):
         validate(load_config(DIGITS, [f"--config.{word}"]))
+
+
+HOSTILE = ["0", "-1", "99999999999999999999", "nan", "-inf", "", "()", "x", "(nan,)"]
+
+
+def test_every_setting_is_taken_or_refused_in_words():
+    """Whatever it is set to: never another error, and the line names it."""
+    before, taken = load_config(DIGITS), 0
+    for key, like in base_values().items():
+        for text in HOSTILE:
+            config = before.copy_and_resolve_references()
+            try:
+                override(config, [f"--config.{key}={text}"])
+                validate(config)
+                taken += 1
+                assert isinstance(like, str) or text not in ("nan", "-inf", "(nan,)")
+            except UserError as error:
+                assert key in str(error) and "\n" not in str(error)
+                assert len(str(error)) < 300
+    assert taken > 100
 
 
 TUPLES = {k: v for k, v in base_values().items() if isinstance(v, tuple)}
@@ -358,8 +383,8 @@ def test_sizes_are_checked_against_data_and_devices():
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "words"),
     [
-        (60, 64, 60, "64 exceeds the 60 training images; use at most 60, better 16"),
-        (1, 2, 1, "most 1, better 1"),
+        (60, 64, 60, "64 exceeds the 60 training images; use at most 60, better .*=16"),
+        (1, 2, 1, "most 1, better .*=1"),
         (60, 32, 60, "steps, 60 .*batch_size=16 --config.num_epochs=167"),
         (300, 64, 30, "steps, 120 .*batch_size=32 --config.num_epochs=56"),
         (1000, 64, 60, ""),
@@ -375,3 +400,4 @@ def test_batch_and_epochs_are_fitted_to_few_images(images, batch, epochs, words)
         return
     said = "".join(suggestions(config, images))
     assert re.search(words, said) if words else not said
+    assert "1 epochs" not in said

@@ -1,23 +1,32 @@
 """Paths of the command line: expanded, named, refused; and outputs, before the work."""
 
+import argparse
+import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eir_jax import (
+    browse,
     coefficients,
     embed,
     evaluate,
     export,
     inspect,
     main,
+    plan,
     results,
     search,
     sweep,
 )
-from eir_jax.system import files
+from eir_jax.__main__ import COMMANDS
+from eir_jax.data.class_list import read_class_list
+from eir_jax.system import cli, files
 from eir_jax.system.errors import UserError
 
 CONFIG = f"--config={Path(__file__).parents[2] / 'configs' / 'digits.py'}"
@@ -44,10 +53,16 @@ FLAGS = [  # each path flag of each command, with what else that needs
     (search, "--workdir", ["--embeddings=E.npz", "--query=."]),
     (search, "--figure", ["--embeddings=E.npz", "--query=."]),
     (search, "--images", ["--embeddings=E.npz", "--query=."]),
+    (search, "--against", ["--embeddings=E.npz", "--duplicates"]),
+    (browse, "--embeddings", ["--out=a.html"]),
+    (browse, "--images", ["--embeddings=E.npz", "--out=a.html"]),
+    (browse, "--out", ["--embeddings=E.npz"]),
+    (plan, "--config", ["--topology=cpu:1"]),
     (sweep, "--config", ["--grid=table1", "--workdir=w"]),
     (sweep, "--grid", [CONFIG, "--workdir=w"]),
     (sweep, "--workdir", [CONFIG, "--grid=table1"]),
     (results, "--out", ["w"]),
+    (results, "--ledger", ["w"]),
     (results, "", []),
     (coefficients, "--out", ["--x=seed", "w"]),
     (coefficients, "--baseline", ["--x=seed", "--out=a.png", "w"]),
@@ -57,7 +72,17 @@ FLAGS = [  # each path flag of each command, with what else that needs
 ]
 
 
-@pytest.mark.parametrize("value", ["gs://bucket/x", "s3://b", "https://a.b/c", ""])
+NOWHERE = {
+    "gs://bucket/x": "is no local path",
+    "file:///a/b%20c": "give /a/b c",
+    "file:/a": "give /a",
+    "host:/a": "is no local path",
+    "$HOME/x": "write what $HOME stands for",
+    "": "is empty",
+}
+
+
+@pytest.mark.parametrize("value", NOWHERE)
 @pytest.mark.parametrize(
     ("command", "flag", "others"), FLAGS, ids=lambda x: getattr(x, "__name__", None)
 )
@@ -69,8 +94,28 @@ def test_no_command_takes_what_is_no_local_path(
         command.main([*others, f"{flag}={value}" if flag else value])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no local path" in line if value else "is empty" in line
+    assert NOWHERE[value] in line
     assert not list(tmp_path.iterdir())
+
+
+def test_every_path_of_every_command_is_among_these(monkeypatch):
+    class Built(Exception):
+        pass
+
+    def built(parser, argv, namespace=None):
+        raise Built(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", built)
+    paths = set()
+    for name, _ in COMMANDS.values():
+        with pytest.raises(Built) as made:
+            importlib.import_module(f"eir_jax.{name}").main([])
+        paths |= {
+            (name, "".join(action.option_strings))
+            for action in made.value.args[0]._actions
+            if action.type in (cli.path, cli.paths)
+        }
+    assert paths == {(c.__name__.split(".")[-1], flag) for c, flag, _ in FLAGS}
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -101,6 +146,57 @@ def test_a_relative_path_is_named_with_its_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
 
 
+def test_what_is_read_is_not_replaced(tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images)
+    np.savez(tmp_path / "E.npz", embedding=np.eye(3, dtype=np.float32))
+    Image.fromarray(images[0]).save(tmp_path / "q.png")
+    at, before = tmp_path, {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for command, words, said in (
+        (embed, ["--workdir=w", f"--images={at}/a.npz", f"--out={at}/a.npz"], "read"),
+        (embed, ["--workdir=w", f"--images={at}", f"--out={at}/a.npz"], "train_images"),
+        (embed, [f"--embeddings={at}/E.npz", f"--out={at}/a.npz"], "would be lost"),
+        (
+            *(search, [f"--embeddings={at}/E.npz", f"--query={at}/q.png"]),
+            "what is read",
+        ),
+    ):
+        if command is search:
+            words = [*words, f"--figure={at}/q.png"]
+        with pytest.raises(UserError, match=said):
+            command.main(words)
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_search_says_where_no_pictures_are(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("circle", "nothing"):
+        words = [f"--images={tmp_path / name}", "--embeddings=E.npz", "--query=q.png"]
+        with pytest.raises(UserError, match=f"no folder or file .*{name}"):
+            search.main(words)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_fault(closed):
+    program = (
+        "from eir_jax.system import cli, progress\n"
+        "def main(argv):\n"
+        "    progress.ProgressLine('a', 1).say('b')\n"
+        "    raise cli.UserError('c\\nd')\n"
+        "cli.run(main)\n"
+    )
+    words = f'"{sys.executable}" -c "{program}" {closed}'
+    found = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == ("" if "2>" in closed else "error: c\\nd\n")
+
+
+def test_a_list_of_classes_that_never_ends_is_not_read():
+    for name in ("/dev/zero", "/dev"):
+        with pytest.raises(UserError, match=f"class list {name} "):
+            read_class_list(name)
+
+
 PATH = "--config.data.path=f3"
 
 
@@ -116,6 +212,10 @@ PATH = "--config.data.path=f3"
         (coefficients, ["--x=seed", "--out=a", "w"]),
         (results, ["--out=a.html", "w"]),
         (inspect, [CONFIG, "--out=a.png"]),
+        (inspect, [CONFIG, "--out=a.NPY"]),
+        (main, [CONFIG, "--workdir=a.JSON"]),
+        (main, [CONFIG, "--workdir=a.safetensors"]),
+        (browse, ["--embeddings=E.npz", "--out=a.htm"]),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else x.__name__,
 )
