@@ -18,6 +18,9 @@ from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 
 QUERY_BLOCK = 512  # queries multiplied at once
+GALLERY_BLOCK = 65536  # rows
+CPU_BLOCK = 16384  # rows of whose similarities a CPU's cache holds more
+FEW = 32  # neighbours, up to which looking at more blocks costs less than that gains
 MOST_THREADS = 4  # of a CPU; each holds similarities of its own
 
 
@@ -30,7 +33,7 @@ def nearest(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     query_block: int = QUERY_BLOCK,
-    gallery_block: int = 65536,
+    gallery_block: int | None = None,
 ) -> tuple[Float32[np.ndarray, "query k"], Int32[np.ndarray, "query k"]]:
     """Find each query's k gallery rows of largest inner product, largest first.
 
@@ -50,7 +53,8 @@ def nearest(
             this process's first device when left out.
         progress: called with (steps done, steps in all) after each step.
         query_block: queries multiplied at once.
-        gallery_block: gallery rows held at once on each device, rounded up to 64s.
+        gallery_block: gallery rows held at once on each device, rounded up to 64s;
+            left out: as many as are fast.
 
     Returns:
         Similarity, and the row's index in the gallery.
@@ -66,6 +70,9 @@ def nearest(
     # A query's own row can push out no more than the last of k + 1 neighbours.
     kept = k if exclude is None else k + 1
     threads = _threads(mesh)
+    if gallery_block is None:
+        cached = kept <= FEW and _on_cpu(mesh)
+        gallery_block = CPU_BLOCK if cached else GALLERY_BLOCK
     query_block = min(max(query_block // threads, 64), query_block, len(queries))
     # Queries travel in chunks; for each the gallery passes by once.
     most = min(8192, -(-len(queries) // threads))
@@ -105,7 +112,7 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
     queries = sharding.put_everywhere(queries, mesh)
     best = jnp.full((shards, len(queries), k), -jnp.inf, jnp.float32, device=split)
     index = jnp.zeros((shards, len(queries), k), jnp.int32, device=split)
-    for i in range(search.steps):
+    for i in reversed(range(search.steps)):
         rows = jax.make_array_from_callback(
             (shards * block, gallery.shape[1]),
             split,
@@ -154,7 +161,7 @@ def plan_search(
     k: int,
     mesh: Mesh,
     query_block: int = QUERY_BLOCK,
-    gallery_block: int = 65536,
+    gallery_block: int = GALLERY_BLOCK,
 ) -> Search:
     """Return how `gallery` rows pass by a chunk of so many queries, see `nearest`."""
     per_shard = -(-gallery // mesh.size)
@@ -203,9 +210,9 @@ def _fold_block(
 ) -> tuple[Float[Array, "query k"], Int[Array, "query k"]]:
     """Select the top k of best and similarity[:, :valid], whose rows begin at first.
 
-    They lie within best and the k groups of columns with the largest maxima, so only
-    these are searched: were one in another group, each of the k would hold an element
-    that goes before it.
+    The rows of `best` come later. The top k lie within best and the k groups of columns
+    with the largest maxima, so only these are searched: were one in another group, each
+    of the k would hold an element that goes before it.
     """
     queries, columns = similarity.shape
     k = best.shape[1]
@@ -215,8 +222,8 @@ def _fold_block(
         grouped = similarity.reshape(queries, columns // group, group)
         # Exact in a half valid group too, since its other columns repeat a valid one.
         maxima = grouped.max(axis=2)
-        maxima = _masked(maxima, (column[:, ::group] < valid) & (maxima > bound))
-        maxima, chosen = jax.lax.top_k(maxima, k)
+        maxima = _masked(maxima, (column[:, ::group] < valid) & (maxima >= bound))
+        maxima, chosen = jax.lax.top_k(_without_the_small(maxima, k), k)
         chosen = jnp.sort(chosen, axis=1)[:, :, None]  # equal elements: in row order
         similarity = jnp.take_along_axis(grouped, chosen, axis=1).reshape(queries, -1)
         column = (chosen * group + jnp.arange(group)[None, None]).reshape(queries, -1)
@@ -224,13 +231,39 @@ def _fold_block(
         # sort whole rows instead (the selection took nine times as long on a CPU).
         bound = jnp.maximum(bound, maxima.min(axis=1, keepdims=True))
     similarity = _masked(similarity, (column < valid) & (similarity >= bound))
-    best, place = jax.lax.top_k(jnp.concatenate([best, similarity], axis=1), k)
-    among = jnp.maximum(place - k, 0)  # the columns looked at
+    looked_at = similarity.shape[1]
+    best, place = jax.lax.top_k(jnp.concatenate([similarity, best], axis=1), k)
+    among = jnp.minimum(place, looked_at - 1)
     if group > 1:
         chosen = jnp.take_along_axis(chosen[:, :, 0], among // group, axis=1)
         among = chosen * group + among % group
-    before = jnp.take_along_axis(index, jnp.minimum(place, k - 1), axis=1)
-    return best, jnp.where(place < k, before, first + among)
+    later = jnp.take_along_axis(index, jnp.maximum(place - looked_at, 0), axis=1)
+    return best, jnp.where(place < looked_at, first + among, later)
+
+
+def _without_the_small(
+    x: Float[Array, "query column"], k: int
+) -> Float[Array, "query column"]:
+    """Put -inf for most of what is below the k-th largest: it spares top_k on a CPU.
+
+    A value that k disjoint parts of a row reach is no more than the k-th largest; it is
+    found by halving.
+    """
+    parts = x.shape[1] // 4
+    if parts < k:
+        return x
+    maxima = x[:, : 4 * parts].reshape(len(x), 4, parts).max(axis=1)
+
+    def halve(_, limits):
+        reached, not_reached = limits
+        middle = (reached + not_reached) / 2
+        enough = (maxima >= middle).sum(axis=1, keepdims=True) >= k
+        reached = jnp.where(enough, middle, reached)
+        return reached, jnp.where(enough, not_reached, middle)
+
+    limits = [f(maxima, axis=1, keepdims=True) for f in (jnp.min, jnp.max)]
+    reached, _ = jax.lax.fori_loop(0, 6, halve, tuple(limits))
+    return jnp.where(x >= reached, x, -jnp.inf)
 
 
 def _masked(x, mask):
@@ -290,8 +323,12 @@ def _threads(mesh: Mesh) -> int:
     On a CPU XLA's top_k is of one thread, beside which the others would wait: they
     multiply for the next queries. Accelerators need no such help.
     """
-    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    alone = mesh.size == 1 and _on_cpu(mesh)
     return min(os.cpu_count() or 1, MOST_THREADS) if alone else 1
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 class _Report:

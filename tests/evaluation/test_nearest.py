@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from eir_jax.evaluation import nearest as module
-from eir_jax.evaluation.nearest import nearest
+from eir_jax.evaluation.nearest import _without_the_small, nearest
 from eir_jax.system import sharding
 from eir_jax.system.errors import UserError
 
@@ -62,6 +62,17 @@ def test_by_hand():
 @pytest.mark.parametrize(("k", "rows"), [(1, 1), (5, 700), (130, 700), (700, 700)])
 def test_ties_come_in_order_across_ragged_blocks(k, rows, gallery_block):
     check(grid(0, 9), grid(1, rows), k, gallery_block=gallery_block, query_block=4)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize("rows", [unit, grid])
+def test_what_is_dropped_before_top_k_is_not_in_it(rows, k):
+    x = rows(3, 30, 161)
+    x[0, 9:], x[1] = -np.inf, -np.inf
+    kept = np.asarray(_without_the_small(x, k))
+    np.testing.assert_array_equal(np.sort(kept)[:, -k:], np.sort(x)[:, -k:])
+    if rows is unit and k < 40:  # of as many parts as k little is dropped
+        assert (kept[2:] > -np.inf).mean() < 0.5
 
 
 def test_random_shapes():
