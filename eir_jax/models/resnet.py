@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from eir_jax.models.convolution import KERNEL_INIT, Conv
+from eir_jax.models.pooling import max_pool
 from eir_jax.system.sharding import Target
 
 BLOCKS = {
@@ -273,7 +274,7 @@ class ResNet(nn.Module):
         x = self.layers.conv(self.width, size, stride, "conv")(images)
         x = nn.relu(self.layers.norm("norm")(x, train))
         if imagenet:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         block_of = Bottleneck if self.bottleneck else BasicBlock
         for stage, count in enumerate(self.blocks):
             for block in range(count):
