@@ -250,6 +250,12 @@ class Layers(NamedTuple):
         on_cpu = self.target.platform == "cpu"
         return BatchNorm(on_cpu, self.groups, self.passes, name=name)
 
+    def max_pool(self, x: Float[Array, "n h w c"]) -> Float[Array, "n rows columns c"]:
+        """Return the maxima of 3x3 windows, stride 2, one pixel of padding."""
+        if self.target.platform == "tpu":  # our slices move six times the bytes there
+            return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool(x)
+
 
 class ResNet(nn.Module):
     """ResNet up to its last feature map; strides 1-2-2-2.
@@ -274,7 +280,7 @@ class ResNet(nn.Module):
         x = self.layers.conv(self.width, size, stride, "conv")(images)
         x = nn.relu(self.layers.norm("norm")(x, train))
         if imagenet:
-            x = max_pool(x)
+            x = self.layers.max_pool(x)
         block_of = Bottleneck if self.bottleneck else BasicBlock
         for stage, count in enumerate(self.blocks):
             for block in range(count):
