@@ -8,6 +8,8 @@ import pytest
 from flax import linen as nn
 
 from eir_jax.models.pooling import max_pool
+from eir_jax.models.resnet import Layers
+from eir_jax.system.sharding import Target
 
 
 def flax_pool(x):
@@ -59,3 +61,12 @@ def test_keeps_its_type_and_one_byte_a_window():
     assert y.dtype == back(y)[0].dtype == jnp.bfloat16
     kept = [z for z in jax.tree.leaves(back) if getattr(z, "size", 1) > 1]
     assert [z.dtype for z in kept] == [jnp.uint8]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_tpu_keeps_the_form_that_moves_less_there(platform):
+    layers = Layers(Target(platform, 1))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    np.testing.assert_array_equal(layers.max_pool(x), flax_pool(x))
+    program = str(jax.make_jaxpr(jax.grad(lambda x: layers.max_pool(x).sum()))(x))
+    assert ("select_and_scatter" in program) == (platform == "tpu")
