@@ -210,7 +210,7 @@ def test_evaluation_can_be_set_otherwise(trained, evaluated, tmp_path):
     w = f"--workdir={workdir}"
     assert_refused(run("evaluate", w, "--config.seed=1"), "settled by the run", "knn.*")
     result = run("evaluate", w, "--tasks=knn", "--config.knn.k=9998,9999")
-    assert_refused(result, "knn.k=9998,9999 asks for more than the 1437")
+    assert_refused(result, "knn.k=9998,9999 asks for more than the 1,437")
 
 
 def test_output_that_cannot_be_written_is_refused(trained, tmp_path):

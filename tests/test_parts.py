@@ -188,7 +188,7 @@ def test_a_share_held_out_is_the_test_split(tmp_path):
             np.zeros(12, int),
             [0, 0, 1, 1],
             {"knn", "linear"},
-            "every vote would be right",
+            "every vote would be for it",
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_means_over_nothing_are_null(tmp_path, capsys, recwarn, judge):
     splits = {"train": (CLASSES, True), "test": (np.arange(9), True)}
     record = judge(save(tmp_path, "arrays", **splits), "--tasks=retrieval")
     assert record["retrieval"]["MAP@R"] is None and record["retrieval"]["R@1"] == 0
-    assert "means over nothing" in record["notes"][-1]
+    assert "and NMI are of nothing" in record["notes"][-1]
     assert not recwarn.list and "nan" not in capsys.readouterr().out
     assert '<th scope="row">MAP@R<td>—' in (tmp_path / "run/report.html").read_text()
 

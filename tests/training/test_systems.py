@@ -197,8 +197,8 @@ def sums(workdir, step):
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("moco", {"queue.size": 1438}, "size=1438 exceeds the 1437.*1437, better 512"),
-        ("clusters", {"clusters.count": 2000}, "exceeds the 1437.*at most 1437"),
+        ("moco", {"queue.size": 1438}, "size=1438 exceeds the 1,437.*1437, better 512"),
+        ("clusters", {"clusters.count": 2000}, "exceeds the 1,437.*at most 1437"),
         ("and", {"num_rounds": 1}, "num_rounds=1 would be IR.*num_rounds=5"),
         ("supervised", {"on_top": True}, "no relations.*on_top=false"),
         ("supervised", {"model.num_classes": 0}, "give the number of classes"),
@@ -214,7 +214,7 @@ def sums(workdir, step):
         (
             "deepcluster",
             {"clusters.count": 2000, "model.num_classes": 2000},
-            "exceeds the 1437.*at most 1437",
+            "exceeds the 1,437.*at most 1437",
         ),
         ("deepcluster", {"on_top": True}, "no relations.*on_top=false"),
         ("cmc", {}, "the first 100 train images of digits are grey"),
@@ -234,7 +234,7 @@ def test_bad_settings_are_refused_in_words(name, changes, words, tmp_path):
         (512, []),
         (700, ["no multiple of batch_size=512: .* 512 or 1024", "long .* up to 512"]),
         (300, ["no multiple of batch_size=512: .*; 512 would be one"]),
-        (1024, ["queue.size=1024 is long for 1437 training images: .* up to 512 it"]),
+        (1024, ["queue.size=1024 is long for 1,437 training images: .* up to 512 it"]),
     ],
 )
 def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
