@@ -5,7 +5,7 @@
 the batch, and MoCo's queue.
 """
 
-from configs.grids import systems
+from eir_jax.configs.grids import systems
 
 HOSTS = {name: systems.GRID[name] for name in ("ISIF", "SimCLR", "MoCo")}
 TERMS: dict[str, dict] = {
