@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -78,6 +79,12 @@ def test_every_grid_is_valid_and_its_settings_differ(name, config):
         validate(c)
         settings.append(flatten(c))
     assert all(a != b for i, a in enumerate(settings) for b in settings[:i])
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_imports_what_an_installed_package_has(name):
+    text = (ROOT / f"configs/grids/{name}.py").read_text()
+    assert not re.search(r"^(from|import) configs\b", text, re.MULTILINE)
 
 
 def test_grids_are_the_papers():
