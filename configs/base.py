@@ -74,6 +74,8 @@ def get_config() -> ConfigDict:
 
     c.nce = ConfigDict()  # of 'ir_nce'
     c.nce.negatives = 4096  # rows drawn for each instance
+    # Of Z's moving average; in [0, 1]. 1, as released: the first batch's, for ever.
+    c.nce.z_momentum = 1.0
     c.isif_augmented = ConfigDict()  # in features; aISIF's own are not public
     c.isif_augmented.interpolation = 0.5  # share of one in a mixed negative; in [0, 1]
     c.isif_augmented.extrapolation = 0.5  # of the positive, away from the anchor; >= 0

@@ -21,13 +21,15 @@ def make_noise_objective(
 ) -> Objective:
     """Return 'ir_nce' (Wu et al., 2018): view 1 against `nce.negatives` rows drawn.
 
-    The memory is the bank and `z`, the constant that makes scores probabilities: it is
-    estimated from the first batch and stays; -1: not yet.
+    The memory is the bank and `z`, which makes scores probabilities: it is estimated
+    from the first batch, and stays or is a moving average (`nce.z_momentum`); -1: not
+    yet.
     """
     bank, tau = make_bank(config, num_examples, mesh), config.temperature
+    z_momentum = config.nce.z_momentum
 
     def scores(outputs: Outputs, memory: Memory, batch: Batch) -> tuple[Array, Array]:
-        """Return the cosines / tau of the own row and those drawn, and z."""
+        """Return the cosines / tau of the own row and those drawn, and their Z."""
         index = batch["index"]
         chance = jax.random.fold_in(jax.random.key(config.seed), NOISE)
         shape = (len(index), config.nce.negatives)
@@ -38,15 +40,18 @@ def make_noise_objective(
         found = drawn_scores(
             outputs["view1"].embedding, memory["bank"], numbers, tau, mesh
         )
-        first = jax.lax.stop_gradient(num_examples * jnp.exp(found).mean())
-        return found, jnp.where(memory["z"] < 0, first, memory["z"])
+        return found, jax.lax.stop_gradient(num_examples * jnp.exp(found).mean())
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
-        found, z = scores(outputs, memory, batch)
+        found, own_z = scores(outputs, memory, batch)
+        z = jnp.where(memory["z"] < 0, own_z, memory["z"])
         return {"loss_instance": nce_loss(found, z, num_examples)}
 
     def update(memory: Memory, outputs: Outputs, batch: Batch, params, finite):
-        _, z = scores(outputs, memory, batch)
+        _, own_z = scores(outputs, memory, batch)
+        z = memory["z"]
+        averaged = z if z_momentum == 1 else z_momentum * z + (1 - z_momentum) * own_z
+        z = jnp.where(z < 0, own_z, averaged)
         written, watched = bank.update(memory, outputs, batch, finite)
         return written | {"z": jnp.where(finite, z, memory["z"])}, watched
 

@@ -81,7 +81,7 @@ RULES = {
     "in [0, 1]": (
         lambda x: 0 <= x <= 1,
         "views.jitter views.brightness views.contrast views.saturation views.grey "
-        "views.flip isif_augmented.interpolation",
+        "views.flip isif_augmented.interpolation nce.z_momentum",
     ),
     "in [0, 0.5] turns": (lambda x: 0 <= x <= 0.5, "views.hue"),
 }

@@ -65,3 +65,12 @@ def test_z_is_the_first_batchs(finite):
     batch["step"] = jnp.int32(1)
     second, _ = objective.update(first, outputs, batch, {}, jnp.array(True))
     assert second["z"] == first["z"]
+    config.nce.z_momentum = 0.75
+    averaging = make_objective(config, NUM)
+    third, alone = (
+        float(averaging.update(x, outputs, batch, {}, jnp.array(True))[0]["z"])
+        for x in (first, first | {"z": -jnp.ones(())})
+    )
+    before = float(first["z"])
+    assert third == pytest.approx(0.75 * before + 0.25 * alone, rel=1e-6)
+    assert alone != pytest.approx(before, rel=1e-3)
