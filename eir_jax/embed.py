@@ -138,6 +138,7 @@ def _write_again(parser: cli.Parser, args: argparse.Namespace) -> int:
         if getattr(args, flag) is not None:
             parser.error(f"--{flag} goes with --workdir or --weights")
     check_form(args.out)
+    files.check_not_read(args.out, [args.embeddings])
     with written_whole(args.out) as write:
         found = read_embeddings(args.embeddings)
         write(found)

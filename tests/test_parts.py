@@ -188,7 +188,7 @@ def test_a_share_held_out_is_the_test_split(tmp_path):
             np.zeros(12, int),
             [0, 0, 1, 1],
             {"knn", "linear"},
-            "every vote would be for it",
+            "there is nothing to tell apart",
         ),
     ],
 )

@@ -53,6 +53,7 @@ def known_rows(
     words = f"{file}: {len(rows):,} embedded before, {len(paths) - len(rows):,} to do"
     words += f", {changed:,} of them changed" if changed else ""
     words += f"; {gone:,} no longer there" if gone else ""
+    found = dataclasses.replace(found, label=None)  # of a split's: a folder has none
     return take(found, np.array(rows, np.int64)) if rows else None, words
 
 

@@ -201,8 +201,8 @@ def _layout_words(
     if train and len(test) == 1 and not test & train:
         yield (
             f"the pictures of test lie in {next(iter(test))}/, which counts as a class "
-            "that train has not; if they have no classes, put them beside no folder, "
-            f"into {places['test']}/ itself"
+            "that train has not; if they have no classes, move them out of that "
+            f"folder, into {places['test']}/ itself"
         )
 
 

@@ -91,9 +91,11 @@ def _alike_words(dataset: Dataset) -> Iterator[str]:
     if groups:
         shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:4])
         more = f" and {len(groups) - 4:,} more" if len(groups) > 4 else ""
+        same = {"folder": "name", "arrays": "label"}.get(dataset.source)
         yield (
-            f"classes of nearly the same name: {shown}{more}; they count as different "
-            "ones, so give those that are one the same name"
+            f"classes of the same or nearly the same name: {shown}{more}; they count "
+            "as different ones"
+            + (f", so give those that are one the same {same}" if same else "")
         )
 
 
@@ -155,17 +157,21 @@ def _arrays(config: ConfigDict) -> Dataset:
         raise UserError(f"there is no file {path} (data.path); give an .npz file")
     key, arrays = "", {}
     try:
-        if not zipfile.is_zipfile(path):
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise zipfile.BadZipFile
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                for key in file.files:
+                    arrays[key] = file[key]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    except Exception as error:  # a damaged file raises some ten types
+        if not key:
             raise UserError(
                 f"{path} cannot be read: it is no .npz, or not a whole one; write it "
                 "anew with numpy.savez(FILE, train_images=..., train_labels=...)"
-            )
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            for key in file.files:
-                arrays[key] = file[key]
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises some ten types
+            ) from None
         raise UserError(
             f"'{key}' of {path} cannot be read as a plain array ({first_line(error)}); "
             "write it anew with numpy.savez, names as strings, not as objects"
@@ -243,7 +249,7 @@ def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> 
         raise UserError(
             f"'{split}_labels' of {path} is {labels.dtype} {list(labels.shape)}; it "
             f"must hold {len(images)} whole numbers, one for each image"
-            + _label_advice(labels)
+            + (_label_advice(labels) if labels.shape[:1] == (len(images),) else "")
         )
     for label in (labels.min(), labels.max()):
         if not -1 <= label < 2**31:
@@ -260,12 +266,12 @@ def _label_advice(labels: np.ndarray) -> str:
         return ": labels.ravel()"
     if labels.ndim == 2:
         return ": labels.argmax(axis=1), if there is a one in each row"
-    if labels.ndim == 1 and labels.dtype.kind in "USO":
+    if labels.ndim == 1 and labels.dtype.kind in "US":
         return (
             ", their names in 'class_names': class_names, number = "
             "numpy.unique(names, return_inverse=True), of both splits at once"
         )
-    if labels.ndim == 1 and labels.dtype.kind in "fb":
+    if labels.ndim == 1 and labels.dtype.kind in "fb" and not (labels % 1).any():
         return ": labels.astype(int)"
     return ""
 

@@ -57,8 +57,8 @@ def votes(dataset: Dataset) -> Votes:
     train_labels = _labels(dataset, "train", voters)
     if (train_labels == train_labels[0]).all():
         raise UserError(
-            f"the labelled train images of {dataset.name} are all of one class: every "
-            "vote would be for it"
+            f"the labelled train images of {dataset.name} are all of one class: there "
+            "is nothing to tell apart"
         )
     if judged_split(dataset) == "train":
         classes, counts = np.unique(train_labels, return_counts=True)
@@ -208,6 +208,8 @@ def check_spread(dataset: Dataset) -> None:
 
 def _held_out_advice(dataset: Dataset) -> str:
     if dataset.source == "embeddings":
+        if dataset.test is not None:
+            return "add 'label' to the second file, which is not judged without"
         return "give those of labelled test images too: --embeddings=TRAIN.npz,TEST.npz"
     hold_out = "train with --config.data.held_out=0.1 to hold a share of train out"
     return hold_out if dataset.test is None else f"label them, or, without, {hold_out}"

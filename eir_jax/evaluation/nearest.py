@@ -70,9 +70,6 @@ def nearest(
     # A query's own row can push out no more than the last of k + 1 neighbours.
     kept = k if exclude is None else k + 1
     threads = _threads(mesh)
-    if gallery_block is None:
-        cached = kept <= FEW and _on_cpu(mesh)
-        gallery_block = CPU_BLOCK if cached else GALLERY_BLOCK
     query_block = min(max(query_block // threads, 64), query_block, len(queries))
     # Queries travel in chunks; for each the gallery passes by once.
     most = min(8192, -(-len(queries) // threads))
@@ -161,9 +158,12 @@ def plan_search(
     k: int,
     mesh: Mesh,
     query_block: int = QUERY_BLOCK,
-    gallery_block: int = GALLERY_BLOCK,
+    gallery_block: int | None = None,
 ) -> Search:
     """Return how `gallery` rows pass by a chunk of so many queries, see `nearest`."""
+    if gallery_block is None:
+        cached = k <= FEW and _on_cpu(mesh)
+        gallery_block = CPU_BLOCK if cached else GALLERY_BLOCK
     per_shard = -(-gallery // mesh.size)
     # Groups of about sqrt(block / k) rows leave top_k the fewest elements.
     group = 1 << (min(per_shard, gallery_block) // k).bit_length() // 2

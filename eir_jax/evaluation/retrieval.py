@@ -76,7 +76,7 @@ def retrieval_scores(
     scores: dict[str, float | None] = {f"R@{n}": value for n, value in recall.items()}
     scores["MAP@R"], scores["R-precision"] = precision_of_neighbours(found, checked)
     cost = len(checked) * len(count)
-    if len(count) == len(checked):
+    if nmi_limit and len(count) == len(checked):
         scores["NMI"] = None  # of clusters of one row it is 1
     elif cost <= nmi_limit:
         scores["NMI"] = clustering_nmi(embedding, checked, progress)

@@ -5,12 +5,10 @@ overwritten bytes and other types without a word. So `meta` beside each state ho
 checksum of every array, and what the state belongs to (settings, N, data).
 """
 
-import functools
 import gc
 import json
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +52,6 @@ class Checkpoints:
             same = metrics.get("protocol", "") == self._protocol
             return metrics["knn"] if same else -1.0
 
-        if not read_only:
-            _hear_the_first_failure_alone()
         self.directory = directory
         self._protocol = ""
         best = policies.BestN(
@@ -243,22 +239,6 @@ def _disk_errors(step: int | None = None) -> Iterator[None]:
             f"{name} cannot be written: {first_line(error)}; the older ones are "
             "untouched; make room and start again on the same workdir"
         ) from error
-
-
-@functools.cache  # once
-def _hear_the_first_failure_alone() -> None:
-    """Drop the tracebacks of all writes but the first that fails, on a full disk.
-
-    TensorStore tells them to an event loop of Orbax's, which is closed by then.
-    """
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-    before = sys.unraisablehook
-
-    def after_the_first(args: Any) -> None:
-        if str(args.exc_value) != "Event loop is closed":
-            before(args)
-
-    sys.unraisablehook = after_the_first
 
 
 @contextmanager

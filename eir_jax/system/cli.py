@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from eir_jax.system import files, interruption, processes
 from eir_jax.system.errors import UserError, first_line, lacks_memory, one_line
@@ -25,6 +27,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     interruption.heed()
     quiet_libraries()
+    sys.unraisablehook = _unraisable
     for name in ("stdout", "stderr"):  # a shell's >&- leaves none
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -101,6 +104,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("absl", "asyncio", "matplotlib"):  # errors are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What Orbax had still to write when it failed.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _unraisable(what: Any) -> None:
+    """Pass over writes that call back after one has failed and ended the saving."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _is_of_files(error: OSError) -> bool:

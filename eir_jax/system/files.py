@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from eir_jax.system.errors import UserError, first_line
 
 # gs://, file:/ and host:/, but not c:/
 NOT_LOCAL = re.compile(r"[A-Za-z][\w+.@-]+:/")
+ADDRESS = re.compile(r"file:(?://([^/]*))?(/.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)")
 # Suffixes that promise a kind of file, which a folder has not.
 OF_FILES = (
@@ -35,14 +36,15 @@ def local_path(text: str) -> Path:
     """
     if not text.strip():
         raise UserError("the path is empty; is a variable of the shell unset?")
-    if text.startswith("file:/"):
-        raise UserError(f"{text} is no local path; give {_of_address(text)}")
-    if NOT_LOCAL.match(text):
+    if (address := ADDRESS.match(text)) and address[1] in (None, "", "localhost"):
+        raise UserError(f"{text} is no local path; give {unquote(address[2])}")
+    beginning = text.partition("/")[0]
+    if NOT_LOCAL.match(text) and ("://" in text or not os.path.exists(beginning)):
         raise UserError(
             f"{text} is no local path; mount it, or copy it to this machine and give "
             "the path there"
         )
-    if (variable := VARIABLE.match(text)) and not Path(text).exists():
+    if (variable := VARIABLE.match(text)) and not os.path.exists(text):
         raise UserError(
             f"{text} begins with a variable that was not filled in; quotes such as '' "
             f"keep the shell from it: write what {variable[0].rstrip('/')} stands for"
@@ -51,12 +53,6 @@ def local_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{text}: {error}") from None
-
-
-def _of_address(text: str) -> str:
-    """Return the path of file:/path, file:///path or file://host/path."""
-    address = urlsplit(text)
-    return unquote(address.path) or "a path"
 
 
 def in_words(path: Path | str) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
-from eir_jax.collection.embed import embed_split
+from eir_jax.collection.embed import embed_grown, embed_split
+from eir_jax.collection.formats import written_whole
 from eir_jax.collection.pictures import squares
 from eir_jax.data.picture_files import list_pictures
 from eir_jax.data.pictures import BrokenPicture, read_picture
@@ -417,6 +418,12 @@ def test_a_split_of_a_folder_is_known_by_its_paths(workdir, tmp_path):
     np.testing.assert_allclose(found.embedding, want, atol=1e-5)
     shown = squares(found, np.array([2]), SIZE)
     np.testing.assert_array_equal(shown[0], dataset.test.images[2])
+    # Gone on with as a folder, which has no labels, also where nothing is new.
+    with written_whole(tmp_path / "E.npz") as write:
+        write(found)
+    for paths in (found.path.tolist(), [*found.path.tolist(), "train/a/0.png"]):
+        grown = embed_grown(run, workdir, root, paths, tmp_path / "E.npz")
+        assert grown.path.tolist() == paths and grown.label is None
 
 
 def test_search_by_picture(folder, embedded, tmp_path):

@@ -120,7 +120,9 @@ def test_unlabelled_images_are_told_apart(tmp_path):
         ({"train_images": np.zeros((9, 6, 8, 3), np.uint8)}, "make them square"),
         ({"test_images": np.zeros((9, 8), np.uint8)}, "'test_images' of"),
         ({"train_labels": np.arange(3)}, "must hold 12 whole numbers"),
-        ({"train_labels": np.linspace(0, 1, 12)}, "float64"),
+        ({"train_labels": np.linspace(0, 1, 12)}, r"float64 .* one for each image$"),
+        ({"train_labels": np.arange(12.0)}, r"float64 .* image: labels.astype\(int\)"),
+        ({"train_labels": np.arange(3.0)}, "one for each image$"),
         ({"test_labels": np.full(5, -2)}, "numbers from 0 to 2147483647, and -1 is"),
         (
             {"train_labels": np.array([None] * 12)},
@@ -157,6 +159,28 @@ def test_names_that_are_one_to_the_eye_are_said(tmp_path):
     )  # no Cat here
     path = save(tmp_path / "b.npz", class_names=names[[0, 2, 4]])
     assert not load(arrays_config(path)).notes
+
+
+def test_classes_of_one_name_are_said_with_what_can_be_done(tmp_path):
+    path = save(tmp_path / "a.npz", class_names=np.array(["crane", "crane", "x"]))
+    (line,) = load(arrays_config(path)).notes
+    assert "'crane' and 'crane'; they count" in line and "the same label" in line
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.npz")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", refuse)
+        with pytest.raises(UserError, match="Permission denied") as error:
+            load(arrays_config(path))
+    assert "savez" not in str(error.value)
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())  # a zip still, for some
+    with pytest.raises(UserError, match=r"it is no \.npz"):
+        load(arrays_config(path))
 
 
 def npz_bytes():

@@ -8,6 +8,7 @@ from test_rounds import train as train_small
 
 from eir_jax import embed, evaluate
 from eir_jax.evaluation.restore import restore_run
+from eir_jax.system import cli
 from eir_jax.system.errors import UserError, enough_memory, lacks_memory
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -96,3 +97,11 @@ def test_evaluation_says_what_to_lower_and_what_is_saved_is_kept(tmp_path, monke
             restore_run(workdir, overrides=[word])
     assert train_small(workdir, eval_every_epochs=2) == 0
     assert len(records(workdir)) == 4
+
+
+def test_whatever_else_a_command_does_ends_in_a_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda argv: print(jnp.zeros(TOO_MUCH)))
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: out of memory: ") and line.count("\n") == 1

@@ -76,6 +76,8 @@ NOWHERE = {
     "gs://bucket/x": "is no local path",
     "file:///a/b%20c": "give /a/b c",
     "file:/a": "give /a",
+    "file://localhost/a#1": "give /a#1",
+    "file://host/a": "is no local path; mount it",
     "host:/a": "is no local path",
     "$HOME/x": "write what $HOME stands for",
     "": "is empty",
@@ -156,6 +158,7 @@ def test_what_is_read_is_not_replaced(tmp_path):
         (embed, ["--workdir=w", f"--images={at}/a.npz", f"--out={at}/a.npz"], "read"),
         (embed, ["--workdir=w", f"--images={at}", f"--out={at}/a.npz"], "train_images"),
         (embed, [f"--embeddings={at}/E.npz", f"--out={at}/a.npz"], "would be lost"),
+        (embed, [f"--embeddings={at}/E.npz", f"--out={at}/E.npz"], "is what is read"),
         (
             *(search, [f"--embeddings={at}/E.npz", f"--query={at}/q.png"]),
             "what is read",
@@ -276,3 +279,11 @@ def test_labels_are_stored_as_they_were_given(tmp_path):
     found = read_embeddings(tmp_path / "E.npz")
     assert found.label.tolist() == labels.tolist()
     assert found.path.tolist() == ["a\udce9", "b", "c"]
+
+
+def test_a_folder_whose_name_looks_like_an_address_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is no local path"):
+        files.local_path("Exp:/x")
+    (tmp_path / "Exp:").mkdir()
+    assert files.local_path("Exp:/x") == Path("Exp:/x")
