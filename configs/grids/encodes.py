@@ -4,14 +4,10 @@ EIR encodes three images an instance: 90 in all. Those that encode two have 45 e
 for that, IR has 90. The learning rate falls at the paper's shares, 60 and 80 %.
 """
 
-from eir_jax.configs.grids import systems
+from eir_jax.configs.grids import horizon, systems
 
 EPOCHS = {"IR": 90, "IRaug": 45, "ISIF": 45, "SimCLR": 45, "MoCo": 45, "EIR": 30}
 GRID = {
-    f"{name}_{epochs}_epochs": {
-        "num_epochs": epochs,
-        "optimizer.milestones": (epochs * 3 // 5, epochs * 4 // 5),
-        **systems.GRID[name],
-    }
+    f"{name}_{epochs}_epochs": horizon.lasting(epochs) | systems.GRID[name]
     for name, epochs in EPOCHS.items()
 }

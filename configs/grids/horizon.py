@@ -5,12 +5,17 @@ The learning rate falls at the paper's shares of a run, 60 and 80 %.
 
 from eir_jax.configs.grids import table1
 
-GRID = {
-    f"{name}_{epochs}_epochs": {
+
+def lasting(epochs: int) -> dict:
+    """Return the settings of a run of so many epochs."""
+    return {
         "num_epochs": epochs,
         "optimizer.milestones": (epochs * 3 // 5, epochs * 4 // 5),
-        **table1.GRID[name],
     }
+
+
+GRID = {
+    f"{name}_{epochs}_epochs": lasting(epochs) | table1.GRID[name]
     for epochs in (100, 200)
     for name in ("IRaug", "intra", "inter", "EIR")
 }

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
-from eir_jax.collection.embeddings import Embeddings, names_of, one_field
+from eir_jax.collection.embeddings import (
+    Embeddings,
+    names_of,
+    one_field,
+    opened_npz,
+)
 from eir_jax.collection.pictures import thumbnails
 from eir_jax.system import processes
 from eir_jax.system.errors import UserError
@@ -71,9 +75,9 @@ def _check_no_others(file: Path) -> None:
     if file.suffix.lower() != ".npz" or not file.is_file():
         return
     try:
-        with np.load(file) as arrays:
+        with opened_npz(file) as arrays:
             names = arrays.files
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile):
+    except UserError:
         return  # what a write that failed has left, say
     if "embedding" not in names:
         raise UserError(

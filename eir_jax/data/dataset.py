@@ -118,6 +118,21 @@ def labelled(dataset: Dataset, split: str) -> LabelledSplit:
     return LabelledSplit(found.images, found.labels, rows)
 
 
+def check_classes(labels: np.ndarray, name: str, each: str) -> None:
+    """Check that whole numbers, at least one, are classes or -1.
+
+    Raises:
+      UserError: one is below -1, or more than int32 holds; `name` is what they are
+        called, `each` what has one of them.
+    """
+    for label in (labels.min(), labels.max()):
+        if not -1 <= label < 2**31:
+            raise UserError(
+                f"{name} holds {label}; classes are whole numbers from 0 to "
+                f"{2**31 - 1}, and -1 is an unlabelled {each}"
+            )
+
+
 def labelled_rows(dataset: Dataset, split: str) -> np.ndarray:
     """Return which images of the 'train' or 'test' split are labelled: int64 [n].
 

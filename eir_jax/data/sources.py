@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from eir_jax.data.dataset import Dataset, Split, is_labelled
+from eir_jax.data.dataset import Dataset, Split, check_classes, is_labelled
 from eir_jax.data.held_out import hold_out
 from eir_jax.system.errors import UserError, first_line, one_line
 from eir_jax.system.words import counted
@@ -251,12 +251,7 @@ def _checked_split(path: Path, arrays: dict, split: str, config: ConfigDict) -> 
             f"must hold {len(images)} whole numbers, one for each image"
             + (_label_advice(labels) if labels.shape[:1] == (len(images),) else "")
         )
-    for label in (labels.min(), labels.max()):
-        if not -1 <= label < 2**31:
-            raise UserError(
-                f"'{split}_labels' of {path} holds {label}; classes are whole numbers "
-                f"from 0 to {2**31 - 1}, and -1 is an unlabelled image"
-            )
+    check_classes(labels, f"'{split}_labels' of {path}", "image")
     return Split(images, labels.astype(np.int32))
 
 

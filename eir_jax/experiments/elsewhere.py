@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from eir_jax.collection.embeddings import opened_npz, read_embeddings
-from eir_jax.data.dataset import Dataset, Split
+from eir_jax.data.dataset import Dataset, Split, check_classes
 from eir_jax.data.sources import load
 from eir_jax.evaluation.allowed import judged_split
 from eir_jax.evaluation.embed import make_embed
@@ -175,12 +175,8 @@ def _embedded(file: Path) -> Embedded:
             f"[{len(found.embedding)}, dim]"
         )
     embedding = unit_rows(np.asarray(found.embedding, np.float32), str(file))
-    for label in () if found.label is None else np.unique(found.label)[[0, -1]]:
-        if not -1 <= label < 2**31:
-            raise UserError(
-                f"'label' of {file} holds {label}; classes are whole numbers from 0 to "
-                f"{2**31 - 1}, and -1 is an unlabelled row"
-            )
+    if found.label is not None:
+        check_classes(found.label, f"'label' of {file}", "row")
     labels = None if found.label is None else found.label.astype(np.int32)
     return Embedded(embedding, labels, embedding, np.asarray(feature, np.float32))
 
