@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     )
     c.inter.stop_gradient = False  # no gradient into the mixed target of Eq. 8
     c.inter.literal = False  # Eq. 9 to the letter: the sum over k inside the log
+    c.inter.ramp_steps = 0  # steps over which lambda_inter grows from 0; 0: at once
     c.interpolation = ConfigDict()  # the mixed image of Eq. 7
     c.interpolation.kind = "cutmix"  # 'cutmix' or 'mixup'
     c.interpolation.alpha = 1.0  # ratio ~ Beta(alpha, alpha); > 0

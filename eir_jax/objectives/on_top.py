@@ -27,16 +27,17 @@ def make_comparison(config: ConfigDict) -> Comparison:
 
 
 def make_weights(config: ConfigDict, lambda_intra: float, lambda_inter: float):
-    """Return step -> the factors of Eq. 10's terms; lambda_1 may grow over its ramp."""
+    """Return step -> the factors of Eq. 10's terms; each may grow over its ramp."""
+
+    def grown(factor: float, ramp: int, step) -> Any:
+        return factor * jnp.minimum(step / ramp, 1.0) if ramp else factor
 
     def weights(step) -> dict[str, Any]:
         factors: dict[str, Any] = {"loss_instance": 1.0}
         if lambda_intra:
-            ramp = config.intra.ramp_steps
-            grown = jnp.minimum(step / ramp, 1.0) if ramp else 1.0
-            factors["loss_intra"] = lambda_intra * grown
+            factors["loss_intra"] = grown(lambda_intra, config.intra.ramp_steps, step)
         if lambda_inter:
-            factors["loss_inter"] = lambda_inter
+            factors["loss_inter"] = grown(lambda_inter, config.inter.ramp_steps, step)
         return factors
 
     return weights

@@ -48,7 +48,8 @@ RULES = {
     "a whole number from 0 to 2147483647": (
         lambda x: 0 <= x < 2**31,
         "seed num_epochs eval_every_epochs data.resize skip_not_finite "
-        "intra.ramp_steps data.held_out_seed linear.seed retrieval.nmi_limit "
+        "intra.ramp_steps inter.ramp_steps data.held_out_seed linear.seed "
+        "retrieval.nmi_limit "
         "optimizer.milestones data.train_classes data.test_classes data.expected "
         "model.num_classes optimizer.warmup_epochs clusters.components",
     ),

@@ -149,8 +149,9 @@ def test_step_is_pure_and_does_what_eq_10_says(run):
     assert once.step == 1
 
 
-def test_lambda_intra_grows_over_its_ramp():
-    ramp = SmallRun(small_config(**{"intra.ramp_steps": 3}))
+@pytest.mark.parametrize("term", ["intra", "inter"])
+def test_a_lambda_grows_over_its_ramp(term):
+    ramp = SmallRun(small_config(**{f"{term}.ramp_steps": 3}))
     state = ramp.create()
     take = ramp.compiled(state)
     states, history = [], []
@@ -159,11 +160,14 @@ def test_lambda_intra_grows_over_its_ramp():
         states.append(jax.device_get(state))
         history.append(jax.device_get(metrics))
     for step, m in enumerate(history):
-        weight = 15 * min(step / 3, 1)
-        wanted = m["loss_instance"] + weight * m["loss_intra"] + 2 * m["loss_inter"]
+        weights = {"intra": 15.0, "inter": 2.0}
+        weights[term] *= min(step / 3, 1)
+        wanted = m["loss_instance"] + sum(
+            weight * m[f"loss_{name}"] for name, weight in weights.items()
+        )
         assert m["loss"] == pytest.approx(float(wanted), rel=1e-5), step
     # The gradient has that weight too: the first step is one without the term.
-    without, _ = run_steps(1, 1, lambda_intra=0.0)
+    without, _ = run_steps(1, 1, **{f"lambda_{term}": 0.0})
     assert_close(states[0].params, without.params, 1e-6)
 
 
