@@ -6,9 +6,10 @@
 All sides search the same random unit vectors, one after the other in each repeat, on
 the same two threads; printed are medians, and theirs / ours (more than 1: ours is
 faster). Ours includes the checks and the transfer of the gallery, and its compilation
-is left out as a warm-up (its time is printed). `--memory` runs ours alone, in a process
-of its own, and prints how much the peak of its memory lies above the two inputs'.
-Faiss is no dependency: pip install faiss-cpu to see it.
+is left out as a warm-up (its time is printed). `--alone` leaves the others out, which
+search on the processor and take minutes where ours has a GPU. `--memory` runs ours
+alone too, in a process of its own, and prints how much the peak of its memory lies
+above the two inputs'. Faiss is no dependency: pip install faiss-cpu to see it.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main():
     parser.add_argument("--k", type=int, nargs="+", default=[200, 8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="time ours alone")
     parser.add_argument("--memory", action="store_true", help="ours alone: peak memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -62,13 +64,15 @@ def unit(seed, rows, dim):
     return x
 
 
-def searchers(gallery, threads):
-    """Return name -> search(queries, k) -> (_, index) for each side installed."""
-    from sklearn.neighbors import NearestNeighbors
-
+def searchers(gallery, args):
+    """Return name -> search(queries, k) -> (_, index) for each side asked for."""
     from eir_jax.evaluation.nearest import nearest
 
     found = {"eir_jax": lambda queries, k: nearest(queries, gallery, k)}
+    if args.alone:
+        return found
+    from sklearn.neighbors import NearestNeighbors
+
     for metric in ("euclidean", "cosine"):
         search = NearestNeighbors(algorithm="brute", metric=metric).fit(gallery)
         found[f"scikit-learn {metric}"] = search.kneighbors
@@ -77,7 +81,7 @@ def searchers(gallery, threads):
     except ImportError:
         sys.stderr.write("faiss is not installed: left out (pip install faiss-cpu)\n")
     else:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(args.threads)
         flat = faiss.IndexFlatIP(gallery.shape[1])
         flat.add(gallery)
         found["faiss IndexFlatIP"] = flat.search
@@ -86,7 +90,7 @@ def searchers(gallery, threads):
 
 def measure_time(args, queries, gallery, k):
     """Milliseconds of each side, the ratios, and the share of equal neighbours."""
-    sides = searchers(gallery, args.threads)
+    sides = searchers(gallery, args)
     start = time.perf_counter()
     _, ours = sides["eir_jax"](queries, k)
     first = time.perf_counter() - start

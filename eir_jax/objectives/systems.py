@@ -22,6 +22,10 @@ from eir_jax.system.words import counted
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
+# Of the warnings: what DeepCluster's classifier learns in a step of an epoch, and how
+# slow the keys of the authors' system of 2022 are to be.
+CLUSTERS_A_STEP = 2
+SLOW_KEYS = 0.999
 QUEUES = ("moco", "eir_moco")
 SYSTEMS = (
     *EIR,
@@ -163,8 +167,31 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
 
 
 def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
-    """Yield what may cost a system its numbers, for so many training images."""
-    if config.objective not in QUEUES:
+    """Yield what may cost a system its numbers, for so many training images.
+
+    RESULTS.md has the runs behind each.
+    """
+    name, count = config.objective, config.clusters.count
+    steps = num_examples // config.batch_size
+    if name == "deepcluster" and count > CLUSTERS_A_STEP * steps:
+        yield (
+            f"clusters.count={count}: the classifier begins anew each epoch, and "
+            f"hardly learns so many in {counted(steps, 'step')}; use at most "
+            f"{CLUSTERS_A_STEP * steps}, for model.num_classes too, or smaller batches"
+        )
+    if name == "ir_nce" and config.nce.z_momentum == 1:
+        yield (
+            "nce.z_momentum=1 keeps the Z of the first batch, as released, when the "
+            "bank is at random yet: in short runs it learns next to nothing so; 0.99 "
+            "follows the bank"
+        )
+    if name == "eir_moco" and config.queue.key_momentum < SLOW_KEYS:
+        yield (
+            f"queue.key_momentum={config.queue.key_momentum}: where keys move so fast, "
+            "objective=eir_moco may drive all embeddings from the queue and learn "
+            f"nothing else; use {SLOW_KEYS}, as released"
+        )
+    if name not in QUEUES:
         return
     size, batch = config.queue.size, config.batch_size
     if size % batch:

@@ -245,6 +245,30 @@ def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
     assert not [*warnings(tiny("isif", **{"queue.size": size}), 1437)]
 
 
+@pytest.mark.parametrize(
+    "objective, learns, fails, says",
+    [
+        (
+            "deepcluster",
+            {"clusters.count": 156, "model.num_classes": 156, "batch_size": 128},
+            {"clusters.count": 157, "model.num_classes": 157, "batch_size": 128},
+            "in 78 steps; use at most 156",
+        ),
+        ("ir_nce", {"nce.z_momentum": 0.99}, {}, "0.99 follows the bank"),
+        (
+            "eir_moco",
+            {"queue.key_momentum": 0.999},
+            {"queue.key_momentum": 0.99},
+            "use 0.999, as released",
+        ),
+    ],
+)
+def test_settings_that_were_seen_to_fail_are_warned_of(objective, learns, fails, says):
+    assert not [*warnings(tiny(objective, **learns), 10_000)]
+    (found,) = warnings(tiny(objective, **fails), 10_000)
+    assert says in found
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_queue_of_odd_length_trains_and_says_so(tmp_path, capsys):
