@@ -7,8 +7,10 @@
 
 Both sides compute value and gradient of IRaug + 15 intra for one batch, one after the
 other in each repeat; printed are medians, and dense / streamed (more than 1: streamed
-is faster or smaller). Temporaries are the compiled program's own account. Where the
-dense form would need more than `--memory` GB it is left out, in words.
+is faster or smaller). On a GPU the fused form is a third side, and what its loss
+differs by says whether it is right there. Temporaries are the compiled program's own
+account. Where the dense form would need more than `--memory` GB it is left out, in
+words.
 
 `--devices` compiles the training step of ResNet-18 for so many simulated devices, of 32
 images each (weak scaling), and adds up the bytes of its collectives: of each device's
@@ -100,6 +102,8 @@ def measure(args, num_examples):
     forms |= {f"streamed, blocks of {n}": n for n in args.blocks or ()}
     if not args.blocks:
         forms["streamed"] = None
+    if jax.default_backend() == "gpu":
+        forms["fused"] = None
     sides = {
         name: compile_loss(name.split(",")[0], num_examples, block_rows, arguments)
         for name, block_rows in forms.items()

@@ -3,10 +3,11 @@
     make plan                      (an environment of its own, with the plug-ins)
     .venv-plan/bin/python -m benchmarks.plans [--tpu_step]
 
-Compiles the training step for one and for four H100s, and for a TPU v5e what makes the
-views and what keeps the bank (with --tpu_step its whole step too, some minutes). No
-device is needed. Prints what was counted; ends with status 1 where a plan is not as it
-should be. A platform whose plug-in is not there is left out, and said.
+Compiles the training step for one and for four H100s, the fused softmax for one, and
+for a TPU v5e what makes the views and what keeps the bank (with --tpu_step its whole
+step too, some minutes). No device is needed. Prints what was counted; ends with status
+1 where a plan is not as it should be. A platform whose plug-in is not there is left
+out, and said.
 """
 
 import argparse
@@ -26,12 +27,15 @@ COLLECTIVES = {
     ("all-gather", "s32", True): 1,  # which instances
     ("reduce-scatter", "f32", False): 2,
 }
-JOBS: list[tuple[str, tuple[str, ...], int]] = [
-    ("h100:1", ("train",), 128),
-    ("h100:4", ("train",), 512),
-    ("v5e:1", ("views", "memory"), 128),
+Job = tuple[str, tuple[str, ...], int, tuple[str, ...]]
+FUSED = ("--config.bank.form=fused",)
+JOBS: list[Job] = [
+    ("h100:1", ("train",), 128, ()),
+    ("h100:4", ("train",), 512, ()),
+    ("h100:1", ("memory",), 128, FUSED),
+    ("v5e:1", ("views", "memory"), 128, ()),
 ]
-"""Topology, programs, batch of all devices."""
+"""Topology, programs, batch of all devices, other settings."""
 
 
 def main(argv: list[str]) -> int:
@@ -45,10 +49,10 @@ def main(argv: list[str]) -> int:
     from eir_jax.system.config import load_config
     from eir_jax.system.errors import UserError
 
-    jobs = JOBS + ([("v5e:1", ("train",), 128)] if args.tpu_step else [])
+    jobs = JOBS + ([("v5e:1", ("train",), 128, ())] if args.tpu_step else [])
     wrong = []
-    for topology, what, batch in jobs:
-        config = load_config("cifar10", [f"--config.batch_size={batch}"])
+    for topology, what, batch, words in jobs:
+        config = load_config("cifar10", [f"--config.batch_size={batch}", *words])
         try:
             found = plan(config, topology, what, say=lambda _: None)
         except UserError as error:
@@ -56,10 +60,10 @@ def main(argv: list[str]) -> int:
             continue
         print("\n".join(show(found)), flush=True)
         for facts in found["programs"]:
-            for words in problems(facts):
-                wrong.append(f"{topology} {facts['what']}: {words}")
-    for words in wrong:
-        print(f"== not as it should be: {words}", file=sys.stderr)
+            for problem in problems(facts):
+                wrong.append(f"{topology} {facts['what']}: {problem}")
+    for problem in wrong:
+        print(f"== not as it should be: {problem}", file=sys.stderr)
     return int(bool(wrong))
 
 

@@ -14,7 +14,8 @@ from eir_jax.objectives.bank import make_grouped_objective
 from eir_jax.objectives.k_means import first_centres, k_means
 from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
 from eir_jax.objectives.relations import Form, log_share, similarities, streams
-from eir_jax.objectives.streaming import NO_SCORE, other_rows
+from eir_jax.objectives.streaming import other_rows
+from eir_jax.objectives.sums import NO_SCORE
 
 
 def make_cluster_objective(
@@ -64,7 +65,7 @@ def cluster_loss(
       index: the instances of the batch.
       temperature: tau.
       num_examples: N; rows from there on are padding.
-      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      form: 'dense', 'streamed', 'fused', or 'auto' by the rows a device.
       mesh: over which the rows are split; None: one device.
     """
     bank, own = jax.lax.stop_gradient(bank), cluster[index]
@@ -73,7 +74,9 @@ def cluster_loss(
         none = jnp.zeros((len(view), 0), jnp.int32)
         found = other_rows(
             *(bank, jnp.stack([query, query]), None, none, jnp.zeros_like(query[:, 0])),
-            *(num_examples, (0, 1), (), (1.0,), mesh, 0, (cluster, own)),
+            *(num_examples, (0, 1), (), (1.0,), mesh),
+            fused=form == "fused",
+            group=(cluster, own),
         )
         return -log_share(found.log_sum[0], found.log_sum[1]).mean()
     scores = similarities(bank, view, num_examples)

@@ -12,7 +12,7 @@ from eir_jax.objectives.bank import make_grouped_objective, own_numbers
 from eir_jax.objectives.memory_bank import read_rows
 from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
 from eir_jax.objectives.relations import Candidates, log_probability
-from eir_jax.objectives.streaming import NO_SCORE
+from eir_jax.objectives.sums import NO_SCORE
 from eir_jax.system import sharding
 
 ROWS_AT_ONCE = 256

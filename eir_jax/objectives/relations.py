@@ -4,9 +4,10 @@ Notation: v -> view1, v^ -> view2, m_j -> candidates.rows[j], tau -> temperature
 candidates are the rows of a memory bank, of a queue, or of the batch itself. Each
 instance has a score of its own beside them: of its own row, or of its key.
 
-The relations come in two forms, with the same numbers: 'dense' holds [batch, rows]
-arrays, 'streamed' (streaming.py) looks at a block of rows at a time. With a mesh the
-rows are split over it, and the whole batch is on every device.
+The relations come in several forms, with the same numbers: 'dense' holds [batch, rows]
+arrays, 'streamed' (streaming.py) looks at a block of rows at a time, 'fused' (fused.py)
+does so within one kernel. With a mesh the rows are split over it, and the whole batch
+is on every device.
 """
 
 from typing import Literal, NamedTuple
@@ -17,10 +18,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from eir_jax.objectives.memory_bank import read_rows
-from eir_jax.objectives.streaming import NO_SCORE, other_rows
+from eir_jax.objectives.streaming import other_rows
+from eir_jax.objectives.sums import NO_SCORE
 from eir_jax.system.sharding import target_of
 
-Form = Literal["auto", "dense", "streamed"]
+Form = Literal["auto", "dense", "streamed", "fused"]
 Own = Float[Array, "views batch"] | None
 
 STREAMED_FROM = 8192  # rows a device, on a CPU: measured, see benchmarks/README.md
@@ -81,7 +83,7 @@ def bank_candidates(
 def streams(form: Form, rows: Array, batch: int, mesh: Mesh | None) -> bool:
     """Return whether rows are streamed for a batch: 'auto' by the rows a device."""
     if form != "auto":
-        return form == "streamed"
+        return form != "dense"
     share = len(rows) // (mesh.size if mesh else 1)
     if target_of(mesh).platform == "cpu":
         return share >= STREAMED_FROM
@@ -115,7 +117,7 @@ def log_probability(
       candidates: all but the excluded rows stand against the own score.
       temperature: tau.
       own: cosine of each view with its own; None: with its first excluded row.
-      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      form: 'dense', 'streamed', 'fused', or 'auto' by the rows a device.
       mesh: over which the rows are split; None: one device.
     """
     rows, excluded, count = candidates
@@ -129,7 +131,7 @@ def log_probability(
         score = own / temperature
     others = other_rows(
         jax.lax.stop_gradient(rows), query[None], None, excluded, score, count,
-        mesh=mesh,
+        mesh=mesh, fused=form == "fused",
     )  # fmt: skip
     return log_share(score, others.log_sum[0])
 
@@ -154,14 +156,15 @@ def relate(
       temperature: tau of `log_p` and `log_q`.
       comparison: of the two distributions; None: they are not compared.
       own: cosine of each view with its own; None: with its first excluded row.
-      form: 'dense', 'streamed', or 'auto' by the rows a device.
+      form: 'dense', 'streamed', 'fused', or 'auto' by the rows a device.
       mesh: over which the rows are split; None: one device.
     """
     candidates = candidates._replace(rows=jax.lax.stop_gradient(candidates.rows))
-    how = _relate_dense
+    arguments = view1, view2, candidates, temperature, comparison, own
     if streams(form, candidates.rows, len(view1), mesh):
-        how = _relate_streamed
-    found = how(view1, view2, candidates, temperature, comparison, own, mesh)
+        found = _relate_streamed(*arguments, mesh, form == "fused")
+    else:
+        found = _relate_dense(*arguments)
     watched = ("entropy_p", "entropy_q", "rank")
     return found._replace(
         **{name: jax.lax.stop_gradient(getattr(found, name)) for name in watched}
@@ -175,7 +178,7 @@ def _temperatures(comparison: Comparison) -> tuple[float, float]:
 
 
 def _relate_dense(
-    view1, view2, candidates: Candidates, temperature, comparison, own, mesh
+    view1, view2, candidates: Candidates, temperature, comparison, own
 ) -> Relations:
     own1, own2 = (None, None) if own is None else own
     scores1, place = _scores(candidates, view1, own1)
@@ -206,7 +209,7 @@ def _relate_dense(
 
 
 def _relate_streamed(
-    view1, view2, candidates: Candidates, temperature, comparison, own, mesh
+    view1, view2, candidates: Candidates, temperature, comparison, own, mesh, fused
 ) -> Relations:
     """Put each view's own score together with the streamed others.
 
@@ -244,6 +247,7 @@ def _relate_streamed(
     others = other_rows(
         *(rows, query, direction, excluded, own_scores[0], count),
         *(pair, moving, multiples, mesh),
+        fused=fused,
     )
     log_own = log_share(own_scores, others.log_sum[:2])
     mean_score = others.mean_score[:2]

@@ -13,9 +13,12 @@ A divergence of two views is made of these (see `relate` in relations.py). Where
 rows are split over devices each streams over its own; partial sums are combined by
 a maximum and a sum over the devices, inside the hand-written rule: no differentiation
 passes through a collective.
+
+On a GPU the whole stream can be one kernel (fused.py).
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,15 +27,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from eir_jax.objectives.sums import LOWEST, NO_SCORE, Sums, put_together
 from eir_jax.system import sharding
+from eir_jax.system.errors import UserError
 
 # Of 512 to 20,480 rows, batch 128, on 2 CPU cores (benchmarks/memory_bank.py --blocks).
 BLOCK_ROWS = 2048
 # On accelerators each block is some dozen kernels however small it is: scores of a view
 # that are made at once, 16 MiB of them.
 BLOCK_SCORES = 2**22
-NO_SCORE = -1e30  # of a row that takes no part; finite, so that 0 * it stays 0
-LOWEST = -1e20  # the maximum before any row: exp(NO_SCORE - LOWEST) is 0
 
 
 class OtherRows(NamedTuple):
@@ -48,18 +51,7 @@ class OtherRows(NamedTuple):
     """Rows that the first view scores above the threshold; no gradient."""
 
 
-class _Sums(NamedTuple):
-    """The online softmax: sums of exp(score - top), up to some row."""
-
-    top: Float[Array, "views batch"]
-    total: Float[Array, "views batch"]
-    rows: Float[Array, "views batch dim"]
-    sloped: Float[Array, "moving batch dim"]
-    """Of exp(score - top) * (direction . m) * m, for the views that move."""
-    ahead: Int[Array, " batch"]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9, 10))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9, 10, 11))
 def other_rows(
     memory_bank: Float[Array, "rows dim"],
     query: Float[Array, "views batch dim"],
@@ -72,6 +64,7 @@ def other_rows(
     multiples: tuple[float, ...] = (),
     mesh: Mesh | None = None,
     block_rows: int = 0,
+    fused: bool = False,
     group: tuple[Int[Array, " rows"], Int[Array, " batch"]] | None = None,
 ) -> OtherRows:
     """Stream the softmax of each query's scores u . m_j over the rows.
@@ -95,30 +88,43 @@ def other_rows(
         give theirs.
       mesh: devices along the axis 'data'; None: one device.
       block_rows: rows scored at once on each device; 0: `rows_at_once`.
+      fused: by the kernel of fused.py, which chooses its own blocks; float32 products
+        of three TF32 passes then. On a CPU it is interpreted, exactly and slowly.
       group: a number for each row, split as they are, and one for each instance: the
         first view then looks at the rows of its own number alone, the second one at
         the rest.
+
+    Raises:
+      UserError: `fused` on a TPU, of rows that the kernel cannot take, or with a JAX
+        that cannot compile it.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
-        multiples, mesh, block_rows, group,
+        multiples, mesh, block_rows, fused, group,
     )[0]  # fmt: skip
 
 
 def _forward(
     memory_bank, query, direction, excluded, threshold, num_examples, pair, moving,
-    multiples, mesh, block_rows, group,
+    multiples, mesh, block_rows, fused, group,
 ):  # fmt: skip
-    stream = functools.partial(
-        _stream,
-        num_examples=num_examples,
-        pair=pair,
-        moving=moving,
-        multiples=multiples,
-        block_rows=block_rows or rows_at_once(query.shape[1], mesh),
-        careful=computed_in_float32(memory_bank, mesh),
-    )
-    sums: _Sums = sharding.map_rows(
+    how = {
+        "num_examples": num_examples,
+        "pair": pair,
+        "moving": moving,
+        "multiples": multiples,
+    }
+    stream: Callable[..., Sums]
+    if fused:
+        stream = _make_fused(memory_bank, mesh, how)
+    else:
+        stream = functools.partial(
+            _stream,
+            block_rows=block_rows or rows_at_once(query.shape[1], mesh),
+            careful=computed_in_float32(memory_bank, mesh),
+            **how,
+        )
+    sums: Sums = sharding.map_rows(
         lambda axis, *arrays: _combine(axis, stream(axis, *arrays), moving),
         mesh,
         in_specs=(P("data"), P(), P(), P(), *((P("data"), P()) if group else ())),
@@ -144,7 +150,7 @@ def _forward(
 
 
 def _backward(
-    num_examples, pair, moving, multiples, mesh, block_rows, residuals,
+    num_examples, pair, moving, multiples, mesh, block_rows, fused, residuals,
     cotangent: OtherRows,
 ):  # fmt: skip
     mean_row, turn, direction = residuals
@@ -159,17 +165,44 @@ def _backward(
 other_rows.defvjp(_forward, _backward)
 
 
+def _make_fused(
+    memory_bank: Array, mesh: Mesh | None, how: dict
+) -> Callable[..., Sums]:
+    """Return what streams over the rows of one device by one kernel."""
+    platform = sharding.target_of(mesh).platform
+    rows, dim = len(memory_bank) // (mesh.size if mesh else 1), memory_bank.shape[1]
+    try:
+        from eir_jax.objectives import fused
+    except ImportError:
+        raise UserError(
+            f"bank.form=fused: jax {jax.__version__} compiles no such kernel any more; "
+            "use bank.form=streamed"
+        ) from None
+    if platform == "tpu" or not fused.fits(rows, dim):
+        raise UserError(
+            f"bank.form=fused: on a {platform} with {rows:,} x {dim} rows a device "
+            "there is no such kernel (it is for GPUs, rows of a power of two from 16 "
+            f"on, and at least {fused.BLOCK} of them); use bank.form=streamed"
+        )
+
+    def stream(axis, *arrays) -> Sums:
+        first = jnp.asarray(sharding.first_row(axis, rows), jnp.int32)
+        return fused.stream_fused(first, *arrays, interpret=platform == "cpu", **how)
+
+    return stream
+
+
 def _stream(
     axis, memory_bank, query, excluded, threshold, *group, num_examples, pair, moving,
     multiples, block_rows, careful,
-) -> _Sums:  # fmt: skip
+) -> Sums:  # fmt: skip
     """Stream over the rows of one device."""
     views, batch, dim = query.shape
     rows = len(memory_bank)
     first = sharding.first_row(axis, rows)
     block_rows = min(block_rows, rows)
 
-    def add_block(i, sums: _Sums) -> _Sums:
+    def add_block(i, sums: Sums) -> Sums:
         # The last block begins early where the rows are ragged: some come again.
         start = jnp.minimum(i * block_rows, rows - block_rows)
         block = _take_block(memory_bank, start, block_rows, query.dtype, careful)
@@ -189,7 +222,7 @@ def _stream(
         0,
         -(-rows // block_rows),
         add_block,
-        _Sums(
+        Sums(
             top=jnp.full((views, batch), LOWEST, query.dtype),
             total=zeros((views, batch)),
             rows=zeros((views, batch, dim)),
@@ -200,7 +233,7 @@ def _stream(
 
 
 def _add(
-    sums: _Sums,
+    sums: Sums,
     block: Float[Array, "block dim"],
     query: Float[Array, "views batch dim"],
     taken: Bool[Array, "#views batch block"],
@@ -208,7 +241,7 @@ def _add(
     pair: tuple[int, int],
     moving: tuple[int, ...],
     multiples: tuple[float, ...],
-) -> _Sums:
+) -> Sums:
     """Add a block of rows."""
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     score = product("vbd,nd->vbn", query[: len(query) - len(multiples)], block)
@@ -226,7 +259,7 @@ def _add(
     # One product for all, of which a row counts views * batch, then moving * batch.
     summed = product("vbn,nd->vbd", jnp.concatenate(weights), block)
     views = len(query)
-    return _Sums(
+    return Sums(
         top=top,
         total=sums.total * shrink + weight.sum(axis=-1),
         rows=sums.rows * shrink[..., None] + summed[:views],
@@ -261,17 +294,13 @@ def _take_block(rows: Array, start: Array, count: int, dtype, careful: bool) -> 
     return jax.lax.cond(start >= 0, take, lambda: nothing)
 
 
-def _combine(axis: str | None, sums: _Sums, moving: tuple[int, ...]) -> _Sums:
+def _combine(axis: str | None, sums: Sums, moving: tuple[int, ...]) -> Sums:
     """Combine this device's sums with the other devices'."""
     if axis is None:
         return sums
-    top = jax.lax.pmax(sums.top, axis)
-    shrink = jnp.exp(sums.top - top)
-    scaled = _Sums(
-        top=top,
-        total=sums.total * shrink,
-        rows=sums.rows * shrink[..., None],
-        sloped=sums.sloped * shrink[jnp.array(moving, jnp.int32)][..., None],
-        ahead=sums.ahead,
+    return put_together(
+        sums,
+        moving,
+        maximum=lambda x: jax.lax.pmax(x, axis),
+        total=lambda arrays: jax.lax.psum(arrays, axis),
     )
-    return _Sums(top, *jax.lax.psum(tuple(scaled[1:]), axis))

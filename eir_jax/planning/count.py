@@ -38,7 +38,7 @@ class Work(NamedTuple):
 
     flops: int
     dtype: str
-    """Of its operands."""
+    """Of its operands; 'f32x3': float32 by three passes of TF32."""
     exact: bool
     """float32 factors are not rounded."""
     is_convolution: bool
@@ -255,6 +255,8 @@ def work_of(program: Program, run: Executed) -> Iterator[Work]:
             yield Work(flops, dtype, exact, spatial)
         elif one.op == "dot" or target.startswith("__cublas$"):
             yield Work(_product_flops(one, shapes), dtype, exact, False)
+        elif target == "__gpu$xla.gpu.triton" and "other_rows" in one.text("op_name"):
+            yield Work(_other_rows_flops(one, shapes), "f32x3", False, False)
 
 
 def _product_flops(one: Instruction, shapes: list[Shape]) -> int:
@@ -262,6 +264,17 @@ def _product_flops(one: Instruction, shapes: list[Shape]) -> int:
     places = re.findall(r"\d+", found[1]) if found else []
     contracted = math.prod(shapes[0].dims[int(place)] for place in places)
     return 2 * one.shapes[0].size * contracted
+
+
+def _other_rows_flops(one: Instruction, shapes: list[Shape]) -> int:
+    """Return the operations of objectives/fused.py's products.
+
+    Each view's scores, and for each of its outputs [parts, n, batch, dim] n sums.
+    """
+    _, bank, query, *_ = shapes
+    given, batch, _ = query.dims
+    summed = sum(shape.dims[1] for shape in one.shapes if len(shape.dims) == 4)
+    return 2 * bank.size * batch * (given + summed)
 
 
 def _convolution_flops(

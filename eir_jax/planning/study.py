@@ -4,8 +4,11 @@ import collections
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.planning import count, hlo
@@ -69,6 +72,11 @@ def plan(
     }
 
 
+def for_kernels_of(mesh: Mesh) -> AbstractContextManager:
+    """Tell Pallas which device it lowers for: newer JAX asks, where none is here."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def study(what: str, job: Job, topology: Topology, say: Callable[[str], None]) -> Facts:
     """Lower, compile and count one program of a run.
 
@@ -83,7 +91,8 @@ def study(what: str, job: Job, topology: Topology, say: Callable[[str], None]) -
     """
     began = time.monotonic()
     say(f"{what}: lowering for {topology.name}")
-    program = PROGRAMS[what](job)
+    with for_kernels_of(topology.mesh):
+        program = PROGRAMS[what](job)
     check_fits(bytes_of(program.arguments), "state and data alone take", job, topology)
     say(f"{what}: compiling (a minute or so for a GPU, several for a TPU)")
     try:
@@ -187,6 +196,8 @@ def _seconds(row: count.Row, topology: Topology) -> float:
 
 def rate(chip: Chip, work: count.Work) -> float:
     """Return the operations a second of a product, by the type of its factors."""
+    if work.dtype == "f32x3":
+        return chip.flops["f32"] / 3
     if work.dtype in ("f32", "f64"):
         kind = "exact" if work.exact else "f32"
         return chip.flops.get(kind, chip.flops["bf16"])

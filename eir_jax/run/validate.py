@@ -33,7 +33,7 @@ CHOICES: dict[str, Collection[str]] = {
     "model.precision": ("default", "high", "highest"),
     "batch_norm.sharing": ("views", "all", "none"),
     "linear.solver": ("sgd", "lbfgs"),
-    "bank.form": ("auto", "dense", "streamed"),
+    "bank.form": ("auto", "dense", "streamed", "fused"),
     "bank.dtype": ("float32", "bfloat16"),
     "data.source": SOURCES,
     "data.fit": ("crop", "squash"),

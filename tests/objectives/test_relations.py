@@ -9,6 +9,7 @@ import pytest
 import reference
 
 from eir_jax.objectives import losses
+from eir_jax.objectives.fused import BLOCK
 from eir_jax.objectives.memory_bank import padded_rows
 from eir_jax.objectives.relations import (
     STREAMED_FROM,
@@ -112,12 +113,15 @@ def test_equals_dense_in_float64(n, tau):
     case = Case(n)
     wanted = case.relate("dense", tau, float64=True)
     assert_close(case.relate("streamed", tau), wanted, tau=tau)
+    if case.rows >= BLOCK:
+        assert_close(case.relate("fused", tau), wanted, tau=tau)
 
 
+@pytest.mark.parametrize("form", ["streamed", "fused"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_options(options):
+def test_options(options, form):
     case = Case(3000)
-    found = case.relate("streamed", 0.1, **options)
+    found = case.relate(form, 0.1, **options)
     # Between two temperatures the scores are far apart, and so is their rounding.
     tolerance = 5e-5 if options.get("target_temperature") == 0.04 else 1e-5
     assert_close(found, case.relate("dense", 0.1, float64=True, **options), tolerance)
@@ -128,13 +132,13 @@ def test_bfloat16_rows(tau):
     """The rows are rounded; all that is computed of them is float32."""
     case = Case(5000, dtype="bfloat16")
     wanted = case.relate("dense", tau, float64=True)
-    assert_close(case.relate("streamed", tau), wanted, tau=tau)
-    assert_close(case.relate("dense", tau), wanted, tau=tau)
+    for form in ("streamed", "dense", "fused"):
+        assert_close(case.relate(form, tau), wanted, tau=tau)
 
 
 @pytest.mark.parametrize(
     ("n", "devices", "form"),
-    [(70, 8, "streamed"), (5000, 3, "streamed"), (5000, 8, "dense")],
+    [(70, 8, "streamed"), (5000, 3, "streamed"), (5000, 8, "dense"), (300, 8, "fused")],
 )
 def test_devices_change_nothing(n, devices, form):
     """Of 70 rows, most devices hold padding alone."""
@@ -150,10 +154,12 @@ def test_blocks_change_nothing():
     excluded = jnp.stack([case.index, case.index[case.partner]], axis=1)
     threshold = jnp.full(len(case.index), 3.0)
     arguments = (query, query[0] - query[1], excluded, threshold)
-    whole, *others = (
+    whole, *others = [
         other_rows(jnp.asarray(case.bank), *arguments, 1000, block_rows=block)
         for block in (1024, 1, 7, 300, 1023, 5000)
-    )
+    ]
+    ragged = jnp.asarray(case.bank[:1003])
+    others.append(other_rows(ragged, *arguments, 1000, fused=True))
     for other in others:
         assert_close(other, whole)
         np.testing.assert_array_equal(other.ahead, whole.ahead)

@@ -88,6 +88,10 @@ ENTRY %main () -> f32[] {
   %g = f32[8,7]{1,0} parameter(3)
   %p = f32[6,7]{1,0} dot(%f, %g), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}
   %q = f32[6,7]{1,0} custom-call(%f, %g), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %first = s32[1]{0} parameter(4)
+  %bank = f32[96,16]{1,0} parameter(5)
+  %views = f32[2,32,16]{2,1,0} parameter(6)
+  %sums = (f32[3,4,32]{2,1,0}, f32[3,4,32]{2,1,0}, f32[3,4,32,16]{3,2,1,0}, f32[3,1,32,16]{3,2,1,0}, s32[3,32]{1,0}) custom-call(%first, %bank, %views), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/relations/jvp(other_rows)/pallas_call"}
   ROOT %z = f32[6,7]{1,0} convolution(%f, %g), dim_labels=bf_io->bf
 }
 """
@@ -151,9 +155,13 @@ def test_products_and_convolutions():
     work = [w for row in count.rows(program) for w in row.work]
     # Along an axis of 8 the four places of stride 2 see 2 + 3 + 3 + 3 numbers.
     conv = 2 * 2 * 5 * 3 * 11 * 11
-    assert [w.flops for w in work] == [conv] * 3 + [2 * 6 * 7 * 8] * 3
-    assert [w.is_convolution for w in work] == [True] * 3 + [False] * 3
-    assert [w.exact for w in work] == [False] * 3 + [True, False, False]
+    # Two views are scored, four are summed, and one's slope.
+    fused = 2 * 96 * 16 * 32 * (2 + 4 + 1)
+    product = 2 * 6 * 7 * 8
+    assert [w.flops for w in work] == [conv] * 3 + [product] * 2 + [fused, product]
+    assert [w.is_convolution for w in work] == [True] * 3 + [False] * 4
+    assert [w.exact for w in work] == [False] * 3 + [True, False, False, False]
+    assert work[5].dtype == "f32x3"
     assert count.convolutions(program) == {"bf16": 3}
     assert [row.part for row in count.rows(program)][:3] == ["convolutions"] * 3
 

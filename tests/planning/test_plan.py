@@ -13,12 +13,15 @@ from small import TINY, slots_of, small_config
 from eir_jax.data.augment_device import put_images
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.models.encoder import make_encoder
+from eir_jax.objectives.relations import Comparison, bank_candidates, relate
 from eir_jax.plan import main as plan_command
 from eir_jax.planning import programs, study, topologies
 from eir_jax.system import sharding
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
 from eir_jax.training.parts import make_parts
+
+KERNEL = "__gpu$xla.gpu.triton"
 
 
 class Device:
@@ -27,7 +30,8 @@ class Device:
     process_index = 0
 
     def __init__(self, platform, number=0):
-        self.platform, self.id, self.device_kind = platform, number, platform
+        self.platform, self.id = platform, number
+        self.device_kind = {"cuda": "NVIDIA H100 80GB HBM3"}.get(platform, platform)
 
 
 def elsewhere(platform, count=1):
@@ -40,6 +44,33 @@ def test_the_target_is_the_meshs_own():
     one = sharding.make_mesh(jax.devices()[:1])
     assert sharding.target_of(one) == ("cpu", 1)
     assert sharding.target_of(None) == ("cpu", jax.device_count())
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_the_fused_softmax_is_one_kernel_of_a_gpu():
+    rows = jax.ShapeDtypeStruct((512, 128), jnp.float32)
+    views = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    index = jax.ShapeDtypeStruct((128,), jnp.int32)
+
+    def lowered(platform):
+        def loss(view1, view2, bank, index):
+            found = relate(
+                *(view1, view2, bank_candidates(bank, index, 500), 0.1, Comparison()),
+                form="fused",
+                mesh=elsewhere(platform),
+            )
+            return found.divergence.sum()
+
+        step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        unsafe = [export.DisabledSafetyCheck.custom_call(KERNEL)]
+        how = {"platforms": [platform], "disabled_checks": unsafe}
+        with study.for_kernels_of(elsewhere(platform)):
+            return export.export(step, **how)(views, views, rows, index)
+
+    module = lowered("cuda").mlir_module()
+    assert module.count(f"custom_call @{KERNEL}(") == 1  # and none backwards
+    with pytest.raises(UserError, match=r"on a tpu .* use bank\.form=streamed"):
+        lowered("tpu")
 
 
 @pytest.mark.parametrize(

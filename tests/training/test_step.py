@@ -50,8 +50,9 @@ VARIANTS = pytest.mark.parametrize(
             "intra.symmetric": True,
             "bank.form": "streamed",
         },
+        {"bank.form": "fused", "intra.temperature": 0.5, "model.embedding_dim": 16},
     ],
-    ids=["paper", "groups", "streamed bank negatives"],
+    ids=["paper", "groups", "streamed bank negatives", "fused"],
 )
 
 
