@@ -7,10 +7,10 @@
 
 Both sides compute value and gradient of IRaug + 15 intra for one batch, one after the
 other in each repeat; printed are medians, and dense / streamed (more than 1: streamed
-is faster or smaller). On a GPU the fused form is a third side, and what its loss
-differs by says whether it is right there. Temporaries are the compiled program's own
-account. Where the dense form would need more than `--memory` GB it is left out, in
-words.
+is faster or smaller). On a GPU the fused form is one more side. What the loss and its
+gradient differ by is of the first side, which says whether the others are right there.
+Temporaries are the compiled program's own account. Where the dense form would need more
+than `--memory` GB it is left out, in words.
 
 `--devices` compiles the training step of ResNet-18 for so many simulated devices, of 32
 images each (weak scaling), and adds up the bytes of its collectives: of each device's
@@ -109,7 +109,7 @@ def measure(args, num_examples):
         for name, block_rows in forms.items()
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
-    losses = {name: side(*arguments)[0] for name, side in sides.items()}
+    values = {name: side(*arguments) for name, side in sides.items()}
     for _ in range(args.repeats):
         for name, side in sides.items():
             start = time.perf_counter()
@@ -119,14 +119,27 @@ def measure(args, num_examples):
         result[f"{name}: ms"] = round(1000 * statistics.median(times[name]), 1)
         temporaries = side.memory_analysis().temp_size_in_bytes
         result[f"{name}: temporaries MB"] = round(temporaries / 1e6, 1)
-    if "dense" in sides:
-        for name in list(sides)[1:]:
+    first, *others = sides
+    for name in others:
+        if first == "dense":
             for what in ("ms", "temporaries MB"):
                 ratio = result[f"dense: {what}"] / result[f"{name}: {what}"]
                 result[f"dense / {name}: {what}"] = round(ratio, 2)
-            difference = abs(float(losses[name] / losses["dense"]) - 1)
-            result[f"{name}: loss differs by"] = float(f"{difference:.1e}")
+        for what, apart in differences(values[name], values[first]).items():
+            result[f"{name}: {what} differs by"] = float(f"{apart:.1e}")
     return result
+
+
+def differences(found, wanted):
+    """Of the loss, and of the gradient relative to its largest entry."""
+    import numpy as np
+
+    (loss, pull), (loss2, pull2) = found, wanted
+    pulls = np.stack(pull), np.stack(pull2)
+    return {
+        "loss": abs(float(loss / loss2) - 1),
+        "gradient": np.abs(pulls[0] - pulls[1]).max() / np.abs(pulls[1]).max(),
+    }
 
 
 def compile_loss(form, num_examples, block_rows, arguments):

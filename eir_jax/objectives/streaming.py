@@ -116,7 +116,7 @@ def _forward(
     }
     stream: Callable[..., Sums]
     if fused:
-        stream = _make_fused(memory_bank, mesh, how)
+        stream = _make_fused(memory_bank, query, mesh, how)
     else:
         stream = functools.partial(
             _stream,
@@ -166,7 +166,7 @@ other_rows.defvjp(_forward, _backward)
 
 
 def _make_fused(
-    memory_bank: Array, mesh: Mesh | None, how: dict
+    memory_bank: Array, query: Array, mesh: Mesh | None, how: dict
 ) -> Callable[..., Sums]:
     """Return what streams over the rows of one device by one kernel."""
     platform = sharding.target_of(mesh).platform
@@ -181,8 +181,14 @@ def _make_fused(
     if platform == "tpu" or not fused.fits(rows, dim):
         raise UserError(
             f"bank.form=fused: on a {platform} with {rows:,} x {dim} rows a device "
-            "there is no such kernel (it is for GPUs, rows of a power of two from 16 "
-            f"on, and at least {fused.BLOCK} of them); use bank.form=streamed"
+            "there is no such kernel (it is for GPUs, rows of 16, 32, 64, 128 or 256 "
+            f"numbers, and at least {fused.BLOCK} of them); use bank.form=streamed"
+        )
+
+    if platform != "cpu" and query.dtype != jnp.float32:
+        raise UserError(
+            f"bank.form=fused: its products are of float32, not {query.dtype}; use "
+            "bank.form=streamed"
         )
 
     def stream(axis, *arrays) -> Sums:

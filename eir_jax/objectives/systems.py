@@ -22,8 +22,8 @@ from eir_jax.system.words import counted
 
 EIR = ("iraug", "iraug_sum", "ir")  # with the terms that lambda asks for
 HOSTS = ("isif", "simclr", "moco")  # these have them with `on_top`
-# Of the warnings: what DeepCluster's classifier learns in a step of an epoch, and how
-# slow the keys of the authors' system of 2022 are to be.
+# Of the warnings: what DeepCluster's classifier may learn in a step of an epoch, a rule
+# of thumb, and how slow the keys of the authors' system of 2022 are to be.
 CLUSTERS_A_STEP = 2
 SLOW_KEYS = 0.999
 QUEUES = ("moco", "eir_moco")
@@ -96,6 +96,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
         yield (
             f"inter.negatives=bank: objective={name} has no bank; use "
             "inter.negatives=batch"
+        )
+    if name in QUEUES and config.bank.form == "fused":
+        yield (
+            f"bank.form=fused: objective={name} has a queue and no bank, and the "
+            "kernel is a bank's; use bank.form=auto"
         )
     if name == "supervised" and config.model.num_classes < 2:
         yield (
@@ -173,11 +178,12 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """
     name, count = config.objective, config.clusters.count
     steps = num_examples // config.batch_size
-    if name == "deepcluster" and count > CLUSTERS_A_STEP * steps:
+    if name == "deepcluster" and count > CLUSTERS_A_STEP * steps > 0:
         yield (
             f"clusters.count={count}: the classifier begins anew each epoch, and "
-            f"hardly learns so many in {counted(steps, 'step')}; use at most "
-            f"{CLUSTERS_A_STEP * steps}, for model.num_classes too, or smaller batches"
+            f"hardly learns so many in {counted(steps, 'step')}; use some "
+            f"{CLUSTERS_A_STEP * steps} or fewer, for model.num_classes too, or "
+            "smaller batches"
         )
     if name == "ir_nce" and config.nce.z_momentum == 1:
         yield (

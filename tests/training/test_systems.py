@@ -221,6 +221,7 @@ def sums(workdir, step):
         ("cmc", {"model.towers": "one"}, "model.towers=one.*use model.towers=lab"),
         ("iraug", {"model.towers": "lab"}, "model.towers=lab.*use model.towers=one"),
         ("isif", {"optimizer.warmup_epochs": 1}, "leaves none of num_epochs=1"),
+        ("moco", {"bank.form": "fused"}, "has a queue and no bank.*use bank.form=auto"),
     ],
 )
 def test_bad_settings_are_refused_in_words(name, changes, words, tmp_path):
@@ -252,7 +253,7 @@ def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
             "deepcluster",
             {"clusters.count": 156, "model.num_classes": 156, "batch_size": 128},
             {"clusters.count": 157, "model.num_classes": 157, "batch_size": 128},
-            "in 78 steps; use at most 156",
+            "in 78 steps; use some 156 or fewer",
         ),
         ("ir_nce", {"nce.z_momentum": 0.99}, {}, "0.99 follows the bank"),
         (
