@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     c.bank = ConfigDict()
     # How the softmax over all N rows is computed, with the same numbers: 'dense' holds
     # [batch, N] arrays, 'streamed' a block of rows at a time; 'auto': the faster one.
-    # 'fused' is the streamed one as one kernel, for GPUs, where it has not been timed.
+    # 'fused' is the streamed one as one kernel of a GPU or TPU, not timed on either.
     c.bank.form = "auto"
     c.bank.dtype = "float32"  # rows are stored in: 'float32' or 'bfloat16'
 

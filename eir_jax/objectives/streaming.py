@@ -14,7 +14,7 @@ rows are split over devices each streams over its own; partial sums are combined
 a maximum and a sum over the devices, inside the hand-written rule: no differentiation
 passes through a collective.
 
-On a GPU the whole stream can be one kernel (fused.py).
+On a GPU or TPU the whole stream can be one kernel (fused.py).
 """
 
 import functools
@@ -88,15 +88,15 @@ def other_rows(
         give theirs.
       mesh: devices along the axis 'data'; None: one device.
       block_rows: rows scored at once on each device; 0: `rows_at_once`.
-      fused: by the kernel of fused.py, which chooses its own blocks; float32 products
+      fused: by the kernel of fused.py, which chooses its own blocks; on a GPU products
         of three TF32 passes then. On a CPU it is interpreted, exactly and slowly.
       group: a number for each row, split as they are, and one for each instance: the
         first view then looks at the rows of its own number alone, the second one at
         the rest.
 
     Raises:
-      UserError: `fused` on a TPU, of rows that the kernel cannot take, or with a JAX
-        that cannot compile it.
+      UserError: `fused` of rows that the kernel cannot take, or with a JAX that cannot
+        compile it.
     """
     return _forward(
         memory_bank, query, direction, excluded, threshold, num_examples, pair, (),
@@ -178,11 +178,11 @@ def _make_fused(
             f"bank.form=fused: jax {jax.__version__} compiles no such kernel any more; "
             "use bank.form=streamed"
         ) from None
-    if platform == "tpu" or not fused.fits(rows, dim):
+    if not fused.fits(rows, dim):
         raise UserError(
-            f"bank.form=fused: on a {platform} with {rows:,} x {dim} rows a device "
-            "there is no such kernel (it is for GPUs, rows of 16, 32, 64, 128 or 256 "
-            f"numbers, and at least {fused.BLOCK} of them); use bank.form=streamed"
+            f"bank.form=fused: for {rows:,} x {dim} rows a device there is no such "
+            "kernel (it is for rows of 16, 32, 64, 128 or 256 numbers, and at least "
+            f"{fused.BLOCK} of them); use bank.form=streamed"
         )
 
     if platform != "cpu" and query.dtype != jnp.float32:
@@ -193,7 +193,13 @@ def _make_fused(
 
     def stream(axis, *arrays) -> Sums:
         first = jnp.asarray(sharding.first_row(axis, rows), jnp.int32)
-        return fused.stream_fused(first, *arrays, interpret=platform == "cpu", **how)
+        return fused.stream_fused(
+            first,
+            *arrays,
+            target="tpu" if platform == "tpu" else "gpu",
+            interpret=platform == "cpu",
+            **how,
+        )
 
     return stream
 

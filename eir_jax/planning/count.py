@@ -30,6 +30,8 @@ SMALL = 64 * 2**10
 """Bytes of a collective whose time is its latency's."""
 # What only moves numbers: a fusion of these alone is a copy of what comes in.
 MOVES = ("bitcast", "copy", "transpose", "convert", "reshape", "get-tuple-element")
+# The kernel of objectives/fused.py: the type of its products, and whether it is exact.
+FUSED = {"__gpu$xla.gpu.triton": ("f32x3", False), "tpu_custom_call": ("f32", True)}
 _PARTS = ("views", "encoder", "relations", "optimizer", "memory")
 
 
@@ -255,8 +257,8 @@ def work_of(program: Program, run: Executed) -> Iterator[Work]:
             yield Work(flops, dtype, exact, spatial)
         elif one.op == "dot" or target.startswith("__cublas$"):
             yield Work(_product_flops(one, shapes), dtype, exact, False)
-        elif target == "__gpu$xla.gpu.triton" and "other_rows" in one.text("op_name"):
-            yield Work(_other_rows_flops(one, shapes), "f32x3", False, False)
+        elif target in FUSED and "other_rows" in one.text("op_name"):
+            yield Work(_other_rows_flops(one, shapes), *FUSED[target], False)
 
 
 def _product_flops(one: Instruction, shapes: list[Shape]) -> int:
@@ -272,8 +274,8 @@ def _other_rows_flops(one: Instruction, shapes: list[Shape]) -> int:
     Each view's scores, and for each of its outputs [parts, n, batch, dim] n sums.
     """
     _, bank, query, *_ = shapes
-    given, batch, _ = query.dims
-    summed = sum(shape.dims[1] for shape in one.shapes if len(shape.dims) == 4)
+    given, batch, dim = query.dims
+    summed = sum(shape.dims[1] for shape in one.shapes if shape.dims[-1] == dim)
     return 2 * bank.size * batch * (given + summed)
 
 

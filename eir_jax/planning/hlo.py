@@ -56,7 +56,7 @@ class Instruction(NamedTuple):
     rest: str
     """What follows the operands: window, metadata, configuration."""
     number: int = 0
-    """Of a parameter: its place."""
+    """Of a parameter: its place; of a constant that is a whole number: that."""
     is_root: bool = False
 
     @property
@@ -93,7 +93,7 @@ class Executed(NamedTuple):
     computation: Computation
     """Where its operands are."""
     times: int
-    """How often: loops by their trip counts, where the compiler knows them."""
+    """How often: loops by their trip counts, 1 where these cannot be told."""
 
 
 def parse(text: str) -> Program:
@@ -137,7 +137,7 @@ def _instruction(line: str) -> Instruction | None:
         op=op,
         operands=tuple(re.findall(r"%([\w.\-]+)", inside)) if op != "constant" else (),
         rest=line[close:],
-        number=int(inside) if op == "parameter" else 0,
+        number=int(inside) if re.fullmatch(r"-?\d+", inside) else 0,
         is_root=bool(named[1]),
     )
 
@@ -168,11 +168,8 @@ def executed(program: Program) -> Iterator[Executed]:
         for instruction in computation.values():
             op = instruction.op
             if op == "while":
-                count = re.search(
-                    r'known_trip_count":\{"n":"?(\d+)', instruction.rest
-                ) or re.search(r"trip_count=(\d+)", instruction.rest)
                 for body in instruction.called("body"):
-                    yield from visit(body, times * (int(count[1]) if count else 1))
+                    yield from visit(body, times * _turns(program, instruction))
             elif op in ("call", "conditional"):
                 branches = "to_apply", "true_computation", "false_computation"
                 for part in instruction.called(*branches):
@@ -181,6 +178,23 @@ def executed(program: Program) -> Iterator[Executed]:
                 yield Executed(instruction, computation, times)
 
     yield from visit(program.entry, 1)
+
+
+def _turns(program: Program, loop: Instruction) -> int:
+    """Return how often a loop turns: as the compiler says, or as its condition does.
+
+    That of a TPU says nothing; a loop of JAX counts from 0 on, by ones, to a constant.
+    """
+    said = re.search(r'known_trip_count":\{"n":"?(\d+)|trip_count=(\d+)', loop.rest)
+    if said:
+        return int(said[1] or said[2])
+    for name in loop.called("condition"):
+        condition = program.computations[name]
+        root = next(one for one in condition.values() if one.is_root)
+        limit = condition.get(root.operands[-1]) if root.operands else None
+        if root.op == "compare" and "direction=LT" in root.rest and limit:
+            return max(limit.number, 1) if limit.op == "constant" else 1
+    return 1
 
 
 def fused(program: Program, instruction: Instruction) -> Computation | None:

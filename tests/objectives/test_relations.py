@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from eir_jax.objectives import losses
-from eir_jax.objectives.fused import BLOCK
+from eir_jax.objectives.fused import BLOCK, stream_fused
 from eir_jax.objectives.memory_bank import padded_rows
 from eir_jax.objectives.relations import (
     STREAMED_FROM,
@@ -167,6 +167,41 @@ def test_blocks_change_nothing():
     for k, rows in enumerate(np.asarray(excluded)):
         score[:, k, rows] = -np.inf
     np.testing.assert_array_equal(whole.ahead, (score[0] > 3).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "moving", "multiples", "excluded"),
+    [(1000, 24, (0,), (), 1), (700, 130, (2,), (2.0, 0.5), 2), (515, 8, (), (1.0,), 0)],
+)
+def test_the_kernel_of_a_tpu_finds_what_that_of_a_gpu_does(
+    rows, batch, moving, multiples, excluded
+):
+    """Of ragged rows and tiles; without an excluded row, of groups."""
+    rng = np.random.default_rng(0)
+    views = 2 if len(multiples) < 2 else 4
+    bank, query = rng.normal(size=(rows, 16)), rng.normal(size=(views, batch, 16))
+    for place, times in enumerate(multiples, start=views - len(multiples)):
+        query[place] = query[place - views + len(multiples)] * times
+    arrays = [
+        *(jnp.int32(5), jnp.float32(bank), jnp.float32(query)),
+        jnp.int32(rng.integers(0, rows, (batch, excluded))),
+        jnp.float32(rng.normal(size=batch)),
+    ]
+    if not excluded:
+        arrays += [jnp.int32(rng.integers(0, 9, size)) for size in (rows, batch)]
+    how = {
+        "num_examples": rows - 3,
+        "pair": (views - 2, views - 1),
+        "moving": moving,
+        "multiples": multiples,
+        "interpret": True,
+    }
+    gpu, tpu = (stream_fused(*arrays, target=name, **how) for name in ("gpu", "tpu"))
+    np.testing.assert_array_equal(tpu.ahead, gpu.ahead)
+    for a, b in zip(tpu, gpu, strict=True):
+        np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(initial=0)
+        )
 
 
 @pytest.mark.parametrize("n", [1, 300, 5000])
