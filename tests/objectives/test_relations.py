@@ -113,8 +113,8 @@ def test_equals_dense_in_float64(n, tau):
     case = Case(n)
     wanted = case.relate("dense", tau, float64=True)
     assert_close(case.relate("streamed", tau), wanted, tau=tau)
-    if case.rows >= BLOCK:
-        assert_close(case.relate("fused", tau), wanted, tau=tau)
+    if case.rows >= BLOCK:  # blocks of 32 rows are more sums, each rounded
+        assert_close(case.relate("fused", tau), wanted, 2e-5, tau=tau)
 
 
 @pytest.mark.parametrize("form", ["streamed", "fused"])
@@ -132,8 +132,10 @@ def test_bfloat16_rows(tau):
     """The rows are rounded; all that is computed of them is float32."""
     case = Case(5000, dtype="bfloat16")
     wanted = case.relate("dense", tau, float64=True)
-    for form in ("streamed", "dense", "fused"):
+    for form in ("streamed", "dense"):
         assert_close(case.relate(form, tau), wanted, tau=tau)
+    # Of blocks of 32 rows, which are more sums, each rounded.
+    assert_close(case.relate("fused", tau), wanted, 2e-5, tau=tau)
 
 
 @pytest.mark.parametrize(
