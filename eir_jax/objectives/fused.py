@@ -26,7 +26,8 @@ from eir_jax.objectives.sums import LOWEST, NO_SCORE, Sums, put_together
 
 # Of a GPU: queries of a program, rows scored at once, and warps of 32 threads. The
 # sums, [views, TILE, dim], are to stay in registers: of four views of 128 numbers, one
-# of which moves, they do so for sm_90 at none that are larger (benchmarks/NOTES.md).
+# of which moves, all but 8 bytes do so for sm_90, and at none that are larger
+# (benchmarks/NOTES.md).
 TILE, BLOCK, WARPS = 16, 32, 8
 PROGRAMS = 264  # at least, where there are rows enough: two for each of 132 processors
 # Of a TPU: all is held in its vector memory, some 6 MiB of 16.
@@ -151,13 +152,9 @@ def _gpu_kernel(*refs: Any, blocks: int, how: dict) -> None:
         taken = _taken(place >= begin, offset + place, own_columns, numbers, own, how)
         return _add(sums, block, queries, taken, limit, how)
 
-    views, moving = len(queries) + len(how["multiples"]), len(how["moving"])
-    shape = (TILE, bank.shape[1])
-    sums = _nothing(shape, views, moving, queries[0].dtype)
+    sums = _nothing(queries, how)
     sums = jax.lax.fori_loop(0, blocks, add_block, sums)
-    for ref, found in zip(outputs, _parted(sums), strict=True):
-        for n, value in enumerate(found):
-            ref[part, n, mine, :] = value
+    _write(outputs, sums, lambda n: (part, n, mine, slice(None)))
 
 
 def _on_tpu(arrays: list[Array], tile: int, how: dict, interpret: bool) -> list[Array]:
@@ -200,20 +197,16 @@ def _tpu_kernel(*refs: Any, rows: int, how: dict) -> None:
     first, bank, query, threshold, columns, group, outputs = _split(refs, how)
     number = pl.program_id(1)
     queries = [query[view] for view in range(query.shape[0])]
-    dtype, (size, dim) = queries[0].dtype, bank.shape
-    views, moving = len(queries) + len(how["multiples"]), len(how["moving"])
+    size = bank.shape[0]
 
     @pl.when(number == 0)
     def _():
-        sums = _nothing((query.shape[1], dim), views, moving, dtype)
-        for ref, found in zip(outputs, _parted(sums), strict=True):
-            for n, value in enumerate(found):
-                ref[0, n] = value
+        _write(outputs, _nothing(queries, how), lambda n: (0, n))
 
     # What lies behind the last row is anything, also none of a number.
     start = number * size
     there = start + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) < rows
-    block = jnp.where(there, bank[...].astype(dtype), 0)
+    block = jnp.where(there, bank[...].astype(queries[0].dtype), 0)
     place = start + jax.lax.broadcasted_iota(jnp.int32, (1, size), 1)
     own_columns = [ref[n] for ref in columns for n in range(ref.shape[0])]
     numbers, own = ([group[0][...]], [group[1][...]]) if group else ([], [])
@@ -223,9 +216,7 @@ def _tpu_kernel(*refs: Any, rows: int, how: dict) -> None:
     )
     sums = (tops, totals, summed, sloped[0] if sloped else [], ahead[0])
     sums = _add(sums, block, queries, taken, threshold[...], how)
-    for ref, found in zip(outputs, _parted(sums), strict=True):
-        for n, value in enumerate(found):
-            ref[0, n] = value
+    _write(outputs, sums, lambda n: (0, n))
 
 
 def _split(refs: tuple[Any, ...], how: dict) -> tuple[Any, ...]:
@@ -236,22 +227,26 @@ def _split(refs: tuple[Any, ...], how: dict) -> tuple[Any, ...]:
     return first, bank, query, threshold, columns, group, refs[-outputs:]
 
 
-def _nothing(shape: tuple[int, int], views: int, moving: int, dtype) -> tuple[Any, ...]:
+def _nothing(queries: list[Array], how: dict) -> tuple[Any, ...]:
     """Return the sums over no rows."""
-    column = (shape[0], 1)
+    views, shape = len(queries) + len(how["multiples"]), queries[0].shape
+    column, dtype = (shape[0], 1), queries[0].dtype
     return (
         [jnp.full(column, LOWEST, dtype)] * views,
         [jnp.zeros(column, dtype)] * views,
         [jnp.zeros(shape, dtype)] * views,
-        [jnp.zeros(shape, dtype)] * moving,
+        [jnp.zeros(shape, dtype)] * len(how["moving"]),
         jnp.zeros(column, jnp.int32),
     )
 
 
-def _parted(sums: tuple[Any, ...]) -> list[list[Array]]:
-    """Return the sums as the outputs hold them."""
+def _write(outputs: tuple[Any, ...], sums: tuple[Any, ...], place: Any) -> None:
+    """Write the sums to the outputs, the n-th of each kind at `place(n)`."""
     tops, totals, summed, sloped, ahead = sums
-    return [tops, totals, summed, *([sloped] if sloped else []), [ahead]]
+    kinds = [tops, totals, summed, *([sloped] if sloped else []), [ahead]]
+    for ref, values in zip(outputs, kinds, strict=True):
+        for n, value in enumerate(values):
+            ref[place(n)] = value
 
 
 def _taken(fresh, row, columns, numbers, own, how: dict) -> list[Array]:

@@ -184,7 +184,6 @@ def _make_fused(
             "kernel (it is for rows of 16, 32, 64, 128 or 256 numbers, and at least "
             f"{fused.BLOCK} of them); use bank.form=streamed"
         )
-
     if platform != "cpu" and query.dtype != jnp.float32:
         raise UserError(
             f"bank.form=fused: its products are of float32, not {query.dtype}; use "
