@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from eir_jax.models.batch_norm import Passes
 from eir_jax.models.colour import LAB_MEAN, LAB_STD, rgb_to_lab
 from eir_jax.models.convolution import KERNEL_INIT
-from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, Passes, ResNet
+from eir_jax.models.resnet import BLOCKS, BOTTLENECKS, Layers, ResNet
 from eir_jax.system import sharding
 
 HEADS = ("linear", "mlp", "mlp_bn")

@@ -14,6 +14,7 @@ from eir_jax.objectives.relations import (
     Form,
     Relations,
     log_probability,
+    value_at,
 )
 
 
@@ -74,7 +75,7 @@ def inter_loss(
     the log (`literal`). We: the mean of -log, which has a gradient for every k.
     """
     logits = _matmul(target, mixed.T) / temperature
-    own = jnp.diagonal(jax.nn.log_softmax(logits))
+    own = value_at(jax.nn.log_softmax(logits), jnp.arange(len(target)))
     return -jax.nn.logsumexp(own) if literal else -own.mean()
 
 
@@ -155,7 +156,7 @@ def _isif(
     other = (place + views // 2) % views
     scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
     log_p = jax.nn.log_softmax(jnp.concatenate([scores, more], axis=1))
-    positive = jnp.take_along_axis(log_p, other[:, None], axis=1)[:, 0]
+    positive = value_at(log_p, other)
     negative = (column[None] != place[:, None]) & (column[None] != other[:, None])
     # log(1 - p); p = 1 would be an infinite loss, and 1e-7 below it is still told.
     log_p = jnp.minimum(jnp.where(negative, log_p, -1.0), -1e-7)
@@ -184,7 +185,7 @@ def nt_xent_loss(
     scores = jnp.where(place[None] == place[:, None], NO_SCORE, scores)
     log_p = jax.nn.log_softmax(scores)
     other = (place + len(view1)) % len(x)
-    return -jnp.take_along_axis(log_p, other[:, None], axis=1).mean()
+    return -value_at(log_p, other).mean()
 
 
 def cross_entropy_loss(
@@ -192,7 +193,7 @@ def cross_entropy_loss(
 ) -> Float[Array, ""]:
     """Return the mean of -log softmax(logits) at the label; labels from 0 on."""
     log_p = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(log_p, label[:, None], axis=1).mean()
+    return -value_at(log_p, label).mean()
 
 
 def _matmul(a: Array, b: Array) -> Array:

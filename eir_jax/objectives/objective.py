@@ -7,8 +7,8 @@ from jax import Array
 from jaxtyping import Float
 
 from eir_jax.data.views import Slot
+from eir_jax.models.batch_norm import Passes
 from eir_jax.models.encoder import EncoderOutput
-from eir_jax.models.resnet import Passes
 
 Memory = dict[str, Any]
 """What a system remembers beside the parameters: a bank, a queue; {}: nothing."""

@@ -123,7 +123,7 @@ def log_probability(
     rows, excluded, count = candidates
     if not streams(form, rows, len(view), mesh):
         scores, place = _scores(candidates, view, own)
-        return _at(jax.nn.log_softmax(scores / temperature), place)
+        return value_at(jax.nn.log_softmax(scores / temperature), place)
     query = view / temperature
     if own is None:
         score = jnp.sum(query * read_rows(rows, excluded[:, 0], mesh), axis=1)
@@ -185,8 +185,10 @@ def _relate_dense(
     scores2, _ = _scores(candidates, view2, own2)
     log_p = jax.nn.log_softmax(scores1 / temperature)
     log_q = jax.nn.log_softmax(scores2 / temperature)
-    own_p, own_q = _at(log_p, place), _at(log_q, place)
-    ahead = jnp.sum(scores1 > _at(scores1, place)[:, None], axis=1, dtype=jnp.float32)
+    own_p, own_q = value_at(log_p, place), value_at(log_q, place)
+    ahead = jnp.sum(
+        scores1 > value_at(scores1, place)[:, None], axis=1, dtype=jnp.float32
+    )
     watched = (_entropy(log_p), _entropy(log_q), 1 + ahead)
     if comparison is None:
         return Relations(own_p, own_q, None, *watched)
@@ -324,7 +326,13 @@ def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batc
     return -jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
 
 
-def _at(
+def value_at(
     value: Float[Array, "batch columns"], place: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    return jnp.take_along_axis(value, place[:, None], axis=1)[:, 0]
+    """Return each row's value at its place.
+
+    As a sum of which all else is left out: its gradient is a choice, where that of an
+    index would be added into zeros by itself.
+    """
+    columns = jnp.arange(value.shape[1])
+    return jnp.sum(jnp.where(columns[None] == place[:, None], value, 0), axis=1)

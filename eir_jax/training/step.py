@@ -19,7 +19,6 @@ from eir_jax.system import sharding
 
 Batch = dict[str, Array]
 Metrics = Mapping[str, Float[Array, ""]]
-SMALL = 2**12  # numbers
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -143,7 +142,7 @@ def _turned(gradient: Array) -> Array:
     By itself, of numbers in a row: turned within the update, the new parameters and
     momenta would be copied to their places.
     """
-    if gradient.ndim < 4:
+    if gradient.ndim < 2:
         return gradient
     in_a_row = jax.lax.optimization_barrier(gradient.reshape(-1))
     return in_a_row.reshape(gradient.shape)
@@ -152,13 +151,13 @@ def _turned(gradient: Array) -> Array:
 def _norm(gradient: Any) -> Float[Array, ""]:
     """Return the length of all leaves as one vector.
 
-    The many small ones (of batch norm) are put together: one sum in place of each.
+    What is left of each when its last axis is summed is put together: one more sum in
+    place of one a leaf.
     """
-    leaves = [x.reshape(-1) for x in jax.tree.leaves(gradient)]
-    small = [x for x in leaves if x.size < SMALL]
-    together = [jnp.concatenate(small)] if small else []
-    parts = together + [x for x in leaves if x.size >= SMALL]
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in parts))
+    squares = [jnp.square(x) for x in jax.tree.leaves(gradient)]
+    parts = [x.sum(-1).reshape(-1) if x.ndim > 1 else x for x in squares]
+    together = jax.lax.optimization_barrier(jnp.concatenate(parts))
+    return jnp.sqrt(together.sum())
 
 
 @jax.tree_util.register_dataclass

@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from small import small_config
 
 from configs import base
 from eir_jax.models.encoder import l2_normalize, make_encoder
-from eir_jax.models.resnet import BatchNorm, normalize, normalize_on_cpu
 
 
 def shapes(config, size):
@@ -119,80 +117,6 @@ def test_initialisation_is_torchvisions(small):
             assert 0.03 < outside.mean() < 0.06
             checked += 1
     assert checked == 7
-
-
-def normalised(x):
-    """Batch norm of one forward pass, in float64."""
-    x = np.asarray(x, np.float64)
-    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    return (x - mean) / np.sqrt(var + 1e-5), mean, var
-
-
-PASSES = [((0, 1), (2,)), ((0, 1, 2),), ((0,), (1,), (2,))]
-
-
-@pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("passes", PASSES)
-def test_batch_norm_equals_separate_forward_passes(groups, passes, on_cpu):
-    x = np.random.default_rng(0).normal(1.5, 2, size=(8, 3, 4, 5, 6))
-    norm = BatchNorm(on_cpu, groups=groups, passes=passes)
-    flat = jnp.asarray(x.reshape(24, 4, 5, 6), jnp.float32)
-    variables = norm.init(jax.random.key(0), flat, False)
-    out, updates = norm.apply(variables, flat, True, mutable=["batch_stats"])
-    out = np.asarray(out).reshape(x.shape)
-
-    running_mean, running_var = np.zeros(6), np.ones(6)
-    for members in passes:
-        means, variances = [], []
-        for group in np.split(np.arange(8), groups):
-            part = x[np.ix_(group, members)]
-            want, mean, var = normalised(part.reshape(-1, 4, 5, 6))
-            np.testing.assert_allclose(
-                out[np.ix_(group, members)].reshape(want.shape), want, atol=2e-5
-            )
-            count = part.size / 6
-            means.append(mean)
-            variances.append(var * count / (count - 1))
-        running_mean = 0.9 * running_mean + 0.1 * np.mean(means, 0)
-        running_var = 0.9 * running_var + 0.1 * np.mean(variances, 0)
-    stats = updates["batch_stats"]
-    np.testing.assert_allclose(stats["mean"], running_mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], running_var, rtol=1e-5)
-
-
-@pytest.mark.parametrize("passes", PASSES)
-def test_batch_norm_of_accelerators_has_the_gradients_by_xlas_rule(passes):
-    """In float64: of x, scale and bias, by groups and passes."""
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x, scale, bias = (
-            jnp.asarray(rng.normal(1.5, 2, shape))
-            for shape in ((2, 4, 3, 4, 5, 6), (6,), (6,))
-        )
-        weight = jnp.asarray(rng.normal(size=x.shape))
-
-        def loss(form, *arrays):
-            return jnp.sum(weight * form(*arrays, passes, 1e-5)[0])
-
-        found, want = (
-            jax.jit(jax.grad(loss, (1, 2, 3)), static_argnums=0)(form, x, scale, bias)
-            for form in (normalize, normalize_on_cpu)
-        )
-    for ours, theirs in zip(found, want, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_batch_norm_in_evaluation_equals_flax():
-    x = jax.random.normal(jax.random.key(0), (4, 3, 3, 5))
-    params = {"scale": jnp.arange(1.0, 6), "bias": jnp.arange(5.0)}
-    stats = {"mean": jnp.linspace(-1, 1, 5), "var": jnp.linspace(0.5, 2, 5)}
-    variables = {"params": params, "batch_stats": stats}
-    with jax.numpy_rank_promotion("allow"):
-        want = nn.BatchNorm(use_running_average=True).apply(variables, x)
-    np.testing.assert_allclose(
-        BatchNorm(True).apply(variables, x, False), want, atol=1e-5
-    )
 
 
 def test_l2_normalize():
