@@ -93,10 +93,11 @@ def get_config() -> ConfigDict:
 
     # Encoder f_theta.
     c.model = ConfigDict()
-    # 'resnet18', 'resnet10' (one block a stage), 'resnet34' or 'resnet50' (bottlenecks,
-    # four times as wide where they end).
+    # 'resnet18', 'resnet10' (one block a stage), 'resnet6' (two such stages in place of
+    # four, for pictures of a few pixels), 'resnet34' or 'resnet50' (bottlenecks, four
+    # times as wide where they end).
     c.model.name = "resnet18"
-    c.model.width = 64  # channels of the first stage; the last has 8 times as many
+    c.model.width = 64  # channels of the first stage; each next one has twice as many
     c.model.stem = "small"  # 'small': 3x3 stride 1; 'imagenet': 7x7 stride 2 and pool
     c.model.embedding_dim = 128  # D
     # Between the average pool and the unit vector: 'linear', 'mlp' (Linear-ReLU-Linear,

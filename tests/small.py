@@ -16,7 +16,7 @@ TINY = """
 from configs import base
 def get_config():
     c = base.get_config()
-    c.model.name, c.model.width, c.model.embedding_dim = "resnet10", 2, 8
+    c.model.name, c.model.width, c.model.embedding_dim = "resnet6", 2, 8
     c.data.name, c.data.image_size, c.data.pipeline = "tiny", 8, "device"
     c.batch_size, c.evaluation_batch_size, c.log_every_steps = 4, 32, 3
     c.eval_every_epochs, c.num_epochs = 1, 0
@@ -31,7 +31,7 @@ STEPS_PER_EPOCH = 2
 def small_config(**changes):
     """Return the base settings with an 8-pixel, width-4 encoder."""
     config = base.get_config()
-    config.model.name = "resnet10"
+    config.model.name = "resnet6"
     config.model.width = 4
     config.model.embedding_dim = 16
     config.data.image_size = 8

@@ -21,6 +21,7 @@ TINY = {
     "data.image_size": 8,
     "num_epochs": 2,
     "batch_size": 128,
+    "model.name": "resnet6",
     "model.width": 4,
     "model.embedding_dim": 16,
     "eval_every_epochs": 0,
@@ -67,7 +68,7 @@ def test_embed_takes_arrays_files_and_folders(encoder, pictures, tmp_path, capfd
     found = encoder.embed(str(pictures))
     assert found.path.tolist() == [f"{i}.png" for i in range(10)]
     assert "skipped x.png" in capfd.readouterr().err
-    assert found.embedding.shape == (10, 16) and found.feature.shape == (10, 32)
+    assert found.embedding.shape == (10, 16) and found.feature.shape == (10, 8)
     assert found.embedding.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found.embedding, axis=1), 1, rtol=1e-5)
     files = [str(pictures / "3.png"), pictures / "0.png"]

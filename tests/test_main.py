@@ -18,6 +18,7 @@ QUICK = [
     "--config.data.image_size=8",
     "--config.num_epochs=2",
     "--config.batch_size=128",
+    "--config.model.name=resnet6",
     "--config.model.width=4",
     "--config.model.embedding_dim=32",
     "--config.optimizer.learning_rate=0.01",
@@ -386,7 +387,7 @@ def save_arrays(path, count=140, labels=True):
 ARRAYS = [
     "--config.data.source=arrays",
     "--config.data.image_size=8",
-    "--config.model.name=resnet10",
+    "--config.model.name=resnet6",
     "--config.knn.k=5,20",
 ]
 

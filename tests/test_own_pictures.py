@@ -45,7 +45,8 @@ def test_from_a_folder_to_neighbours_and_duplicates(tmp_path):
     said = run(
         *("main", "--config=small_folder", f"--config.data.path={pictures}"),
         *(f"--workdir={workdir}", "--config.num_epochs=2", "--config.batch_size=16"),
-        *("--config.model.width=4", "--config.data.image_size=16"),
+        *("--config.model.name=resnet6", "--config.model.width=4"),
+        "--config.data.image_size=16",
     )
     assert "60 training images, 0 test images" in said
     assert "beside folders" in said and "without classes" in said

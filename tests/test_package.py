@@ -24,6 +24,7 @@ TINY = [
     "--config.data.image_size=8",
     "--config.num_epochs=1",
     "--config.batch_size=128",
+    "--config.model.name=resnet6",
     "--config.model.width=4",
     "--config.model.embedding_dim=16",
     "--config.eval_every_epochs=0",

@@ -18,6 +18,7 @@ from eir_jax.models.pooling import max_pool
 from eir_jax.system.sharding import Target
 
 BLOCKS = {
+    "resnet6": (1, 1),
     "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -94,12 +95,12 @@ class Layers(NamedTuple):
 
     def norm(self, name: str, relu: bool = False) -> BatchNorm:
         """Return a batch norm, or a batch norm and a ReLU."""
-        on_cpu = self.target.platform == "cpu"
-        return BatchNorm(on_cpu, self.groups, self.passes, relu=relu, name=name)
+        by_hand = self.target.platform == "gpu"
+        return BatchNorm(by_hand, self.groups, self.passes, relu=relu, name=name)
 
     def relu(self, x: Array) -> Array:
         """Return max(x, 0), of what the next convolution reads anyway."""
-        return nn.relu(x) if self.target.platform == "cpu" else kept_relu(x)
+        return kept_relu(x) if self.target.platform == "gpu" else nn.relu(x)
 
     def max_pool(self, x: Float[Array, "n h w c"]) -> Float[Array, "n rows columns c"]:
         """Return the maxima of 3x3 windows, stride 2, one pixel of padding."""

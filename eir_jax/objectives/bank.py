@@ -104,7 +104,7 @@ def make_bank(config: ConfigDict, num_examples: int, mesh: Mesh | None) -> Bank:
     def update(memory: Memory, outputs: Outputs, batch: Batch, finite: Array):
         index, bank = batch["index"], memory["bank"]
         before = read_rows(bank, index, mesh)
-        # A loss that is not finite writes no row. And, as writing waits for the loss
+        # A step that is not finite writes no row. And, as writing waits for the loss
         # and for the rows read above, all that reads the old ones is done: XLA need
         # not copy the bank to keep them.
         written = jnp.where(finite, index, -1)

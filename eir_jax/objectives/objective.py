@@ -34,8 +34,8 @@ class Objective(NamedTuple):
     also holds `step`, the number of those taken before."""
     update: Callable[[Memory, Outputs, Batch, Any, Array], tuple[Memory, Scalars]]
     """(memory, outputs, batch, new parameters, finite) -> the memory after the step,
-    and what is watched of it. Where the loss is not `finite`, nothing is written. No
-    gradient."""
+    and what is watched of it. Where loss or gradient is not `finite`, nothing is
+    written. No gradient."""
     refresh: Callable[..., Memory] | None = None
     """(memory, period) -> the memory for the steps of a period, counted from 0. With
     `looks_at_all` (memory, period, features), those of all training images by the

@@ -108,9 +108,12 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("memory"):
             # The memory is written when all that reads it is done, backwards too: else
-            # XLA may keep a copy.
+            # XLA may keep a copy. Not by the loss alone: of images that are not finite
+            # it may be finite, as XLA takes max(nan, 0) for 0 in some programs on a
+            # CPU, where the gradient is not.
+            norm = _norm(gradient)
             norm, finite = jax.lax.optimization_barrier(
-                (_norm(gradient), jnp.isfinite(loss))
+                (norm, jnp.isfinite(loss) & jnp.isfinite(norm))
             )
             memory, watched = objective.update(
                 state.memory, outputs, batch, params, finite

@@ -46,6 +46,7 @@ def trained(folder, train, test):
             "linear.weight_decays": (1e-3,),
             "num_epochs": 2,
             "eval_every_epochs": 1,
+            "model.name": "resnet6",
             "model.width": 2,
         }
     )

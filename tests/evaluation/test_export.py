@@ -294,7 +294,7 @@ def test_half_precision_is_read_as_float32(tmp_path, one_device):
 
 
 def test_what_does_not_fit_is_named():
-    state = SmallRun(small_config()).create()
+    state = SmallRun(small_config(**{"model.name": "resnet10"})).create()
 
     def taken(**how):
         return from_torchvision(

@@ -503,6 +503,7 @@ def test_a_signal_that_nohup_ignores_stops_nothing():
 
 QUICK = [
     "--config.batch_size=128",
+    "--config.model.name=resnet6",
     "--config.model.width=4",
     "--config.model.embedding_dim=32",
     "--config.eval_every_epochs=1",

@@ -159,7 +159,7 @@ def test_heads(head, names):
     dense = lambda x, p: x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])  # noqa: E731
     if head != "linear":
         hidden = dense(hidden, params["head_hidden"])
-        assert hidden.shape == (6, 32)
+        assert hidden.shape == (6, 8)
         if head == "mlp_bn":
             hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
         hidden = np.maximum(hidden, 0)

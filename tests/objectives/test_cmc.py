@@ -108,7 +108,7 @@ def test_towers_see_lightness_and_colours_alone():
     assert kernels["lightness"].shape == (3, 3, 1, 4)
     assert kernels["colour"].shape == (3, 3, 2, 4)
     output = encoder.apply(variables, images)
-    assert output.embedding.shape == (2, 16) and output.feature.shape == (2, 64)
+    assert output.embedding.shape == (2, 16) and output.feature.shape == (2, 16)
     np.testing.assert_allclose(jnp.linalg.norm(output.embedding, axis=1), 1, rtol=1e-5)
     first, second = output.embedding
     np.testing.assert_allclose(first[8:], second[8:], atol=1e-3)

@@ -210,7 +210,7 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch):
         ("views.hue=0.6", r"views.hue=0.6 must be in \[0, 0.5\]"),
         ("bank.form=sparse", "bank.form='sparse' is none of auto, dense, streamed"),
         ("bank.dtype=float16", "bank.dtype='float16' is none of float32, bfloat16"),
-        ("model.name=vgg", "model.name='vgg' is none of resnet10"),
+        ("model.name=vgg", "model.name='vgg' is none of resnet6, resnet10"),
         ("data.source=arrays", "data.path is empty"),
         ("batch_norm.groups=3", "use 63 or 66"),
         ("batch_norm.groups=0", "batch_norm.groups=0 must be at least 1"),

@@ -32,7 +32,8 @@ STEPS = 3
 
 def take_steps(changes, dtype, devices=1):
     """Return each step's metrics, and sums of what the last one left."""
-    run = SmallRun(small_config(**changes), devices)
+    config = small_config(**{"model.name": "resnet10"}, **changes)
+    run = SmallRun(config, devices)
     state = jax.tree.map(
         lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, run.create()
     )

@@ -20,7 +20,7 @@ def train(workdir, **changes):
     config.data.source = "arrays"
     config.data.path = str(save_arrays(workdir.parent / "a.npz"))
     config.data.image_size = 8
-    config.model.width = 4
+    config.model.name, config.model.width = "resnet6", 4
     config.model.embedding_dim = 32
     config.batch_size = 64
     config.knn.k = (5, 20)

@@ -113,7 +113,7 @@ def poison(monkeypatch):
 
     def run(workdir, steps, **changes):
         config = digits.get_config()
-        config.model.width = 4
+        config.model.name, config.model.width = "resnet6", 4
         config.data.image_size = 8
         config.num_epochs = 1
         config.log_every_steps = 4

@@ -17,7 +17,6 @@ from eir_jax.data.pipeline import make_train_batches
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
-from eir_jax.models.resnet import BLOCKS
 from eir_jax.objectives.systems import EIR, SYSTEMS, warnings
 from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system import sharding
@@ -69,15 +68,12 @@ def in_float64(state):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_one_device_equals_eight(name, monkeypatch):
+def test_one_device_equals_eight(name):
     """In float64: parameters, statistics, and all that is remembered.
 
-    Of a network of one block, which compiles in a third of the time; `test_step.py` has
-    whole ones.
+    But for CMC's Lab, found of float32 views: their last bit is not the same in parts.
     """
-    monkeypatch.setitem(BLOCKS, "resnet4", (1,))
     config = small_config(objective=name, **SETTINGS.get(name, {}))
-    config.model.name = "resnet4"
     ends = []
     with jax.enable_x64(True):
         for devices in (1, 8):
@@ -85,7 +81,7 @@ def test_one_device_equals_eight(name, monkeypatch):
             state, metrics = take_steps(run, in_float64(run.create()))
             assert all(np.isfinite(value) for value in metrics.values())
             ends.append(jax.device_get(state))
-    assert_close(*ends, 1e-7)
+    assert_close(*ends, 2e-6 if name == "cmc" else 1e-7)
 
 
 def test_a_loss_that_is_not_finite_enqueues_nothing():
@@ -116,6 +112,7 @@ def tiny(name, **changes):
     """Return settings of a run on the digits that takes seconds."""
     config = digits.get_config()
     config.data.image_size = 8
+    config.model.name = "resnet6"
     config.model.width, config.model.embedding_dim = 4, 16
     config.batch_size, config.num_epochs = 512, 1
     config.optimizer.milestones, config.optimizer.factors = (1,), (0.1,)
