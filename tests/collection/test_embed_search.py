@@ -314,7 +314,7 @@ def test_embed_folder(workdir, folder, embedded):
     np.testing.assert_allclose(found["feature"], expected.feature, atol=1e-4)
     meta = json.loads(str(found["meta"]))
     assert meta["step"] == 1 and meta["workdir"] == str(workdir)
-    assert meta["source"] == str(folder) and meta["model"]["name"] == "resnet10"
+    assert meta["source"] == str(folder) and meta["model"]["name"] == "resnet6"
     assert "8x8" in meta["preparation"] and "mean" in meta["transform"]
 
 
