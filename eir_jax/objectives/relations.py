@@ -326,13 +326,26 @@ def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batc
     return -jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
 
 
+@jax.custom_vjp
 def value_at(
     value: Float[Array, "batch columns"], place: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """Return each row's value at its place.
 
-    As a sum of which all else is left out: its gradient is a choice, where that of an
-    index would be added into zeros by itself.
+    Its gradient is a choice in each column; that of an index would be added into zeros
+    by itself.
     """
-    columns = jnp.arange(value.shape[1])
-    return jnp.sum(jnp.where(columns[None] == place[:, None], value, 0), axis=1)
+    return jnp.take_along_axis(value, place[:, None], axis=1)[:, 0]
+
+
+def _value_at(value, place):
+    return value_at(value, place), (place, value.shape[1])
+
+
+def _value_at_backward(kept, gradient):
+    place, columns = kept
+    chosen = jnp.arange(columns)[None] == place[:, None]
+    return jnp.where(chosen, gradient[:, None], 0), None
+
+
+value_at.defvjp(_value_at, _value_at_backward)
