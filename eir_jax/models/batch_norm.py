@@ -174,10 +174,10 @@ kept_relu.defvjp(_kept_relu, lambda y, dy: (jnp.where(y > 0, dy, 0),))
 def _sums(a: Slabs, b: Slabs, kept: tuple[Slabs, ...] = ()):
     """Return the sums of `a` and `b` over batch and space, and `kept`.
 
-    First over space, then both over the batch at once. Of barriers there are two: of
-    what is summed, and of `kept`, nothing that is read before the sums is written for
-    what comes after them, and of what is summed in turn XLA makes no further sums of
-    large arrays.
+    First over space, then both over the batch at once. Behind the first barrier `kept`
+    is read anew: nothing that was found of it for the sums is written for what follows
+    them. The second keeps XLA from summing large arrays once more for what is made of
+    these sums.
     """
     parts = [y.sum((3, 4)) for y in (a, b)]
     parts, kept = jax.lax.optimization_barrier((parts, kept))

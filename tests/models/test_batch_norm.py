@@ -12,6 +12,7 @@ from eir_jax.models.batch_norm import (
     normalize,
     normalize_by_xla,
 )
+from eir_jax.system.sharding import make_mesh
 
 
 def normalised(x):
@@ -75,6 +76,27 @@ def test_batch_norm_of_gpus_has_the_gradients_by_xlas_rule(passes, relu):
         )
     for ours, theirs in zip(found, want, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_norm_of_gpus_is_the_same_over_devices():
+    """Of one pass over a batch that eight devices hold parts of."""
+    mesh = make_mesh()
+    rng = np.random.default_rng(0)
+    shapes = (1, 16, 3, 4, 5, 6), (6,), (6,)
+    arrays = [rng.normal(1, 2, shape).astype(np.float32) for shape in shapes]
+    weight = rng.normal(size=shapes[0]).astype(np.float32)
+
+    def loss(x, scale, bias):
+        y, mean, variance = normalize(x, scale, bias, ((0, 1), (2,)), 1e-5, True)
+        return jnp.sum(weight * y), (mean, variance)
+
+    taken = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    want = taken(*arrays)
+    split = jax.NamedSharding(mesh, jax.P(None, mesh.axis_names[0]))
+    found = taken(jax.device_put(arrays[0], split), *arrays[1:])
+    assert len(found[1][0].sharding.device_set) == 8
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("train", [True, False])
