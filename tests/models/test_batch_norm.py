@@ -12,7 +12,8 @@ from eir_jax.models.batch_norm import (
     normalize,
     normalize_by_xla,
 )
-from eir_jax.system.sharding import make_mesh
+from eir_jax.models.resnet import Layers, ResNet
+from eir_jax.system.sharding import Target, make_mesh
 
 
 def normalised(x):
@@ -111,6 +112,36 @@ def test_relu_follows(by_hand, train):
     )
     assert (want < 0).any()
     np.testing.assert_array_equal(found, np.maximum(want, 0))
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_a_network_has_the_same_gradients_by_either_rule(stem, bottleneck):
+    """In float64: as it is built for GPUs, and for CPUs."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        images = jnp.asarray(rng.normal(size=(6, 16, 16, 3)))
+        found = []
+        for platform in ("gpu", "cpu"):
+            layers = Layers(Target(platform, 1), 1, ((0, 1), (2,)), jnp.float64)
+            network = ResNet((1, 1), layers, 4, stem, bottleneck)
+            variables = jax.jit(network.init, static_argnums=2)(
+                jax.random.key(0), images, False
+            )
+            variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+
+            def loss(params, images, network=network, stats=variables["batch_stats"]):
+                maps, updates = network.apply(
+                    {"params": params, "batch_stats": stats},
+                    *(images, True),
+                    mutable=["batch_stats"],
+                )
+                return jnp.sum(jnp.sin(maps)), updates
+
+            taken = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+            found.append(taken(variables["params"], images))
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
 def test_a_kept_relu_is_relu():
