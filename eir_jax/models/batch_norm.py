@@ -58,10 +58,8 @@ class BatchNorm(nn.Module):
 
         slots = sum(map(len, self.passes))
         slabs = x.reshape(self.groups, -1, slots, *x.shape[1:])
-        form = normalize if self.by_hand else normalize_by_xla
-        normalised, mean, variance = form(
-            slabs, scale, bias, self.passes, self.epsilon, self.relu
-        )
+        how = self.passes, self.epsilon, self.relu, self.by_hand
+        normalised, mean, variance = normalize(slabs, scale, bias, *how)
         if not self.is_initializing():
             count = slabs.size // (self.groups * slots * channels)
             keep = self.momentum
@@ -80,7 +78,6 @@ Slabs = Float[Array, "group instance slot height width channel"]
 Moments = Float[Array, "group slot channel"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize(
     x: Slabs,
     scale: Float[Array, " channel"],
@@ -88,40 +85,45 @@ def normalize(
     passes: Passes,
     epsilon: float,
     relu: bool = False,
+    by_hand: bool = False,
 ) -> tuple[Slabs, Moments, Moments]:
     """Return (x - mean) / sqrt(variance + epsilon) * scale + bias, and both moments.
 
     Each slot has the moments of its pass, within its group. With `relu` what is
-    negative is 0. No gradient passes through the moments that are returned. The rule is
-    written by hand (Ioffe and Szegedy, 2015): two sums forward and two backward are all
-    that is summed over batch and space. ReLU's gradient is found from `x` anew, in the
-    sums as in what follows them, so that neither it nor a mask is ever written.
+    negative is 0. No gradient is meant to pass through the moments that are returned.
+
+    The gradient is by XLA's rule, or `by_hand` (Ioffe and Szegedy, 2015): two sums
+    forward and two backward are all that is summed over batch and space, and ReLU's
+    gradient is found from `x` anew, in the sums as in what follows them, so that
+    neither it nor a mask is ever written.
     """
+    how = passes, epsilon, relu
+    if by_hand:
+        return _by_hand(x, scale, bias, *how)
+    x32 = x.astype(scale.dtype)
+    sums = [y.sum((1, 3, 4)) for y in (x32, jnp.square(x32))]
+    return _normalized(x, scale, bias, sums, *how)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _by_hand(x, scale, bias, passes, epsilon, relu):
     return _forward(x, scale, bias, passes, epsilon, relu)[0]
 
 
-def normalize_by_xla(
-    x: Slabs,
-    scale: Float[Array, " channel"],
-    bias: Float[Array, " channel"],
-    passes: Passes,
-    epsilon: float,
-    relu: bool = False,
-) -> tuple[Slabs, Moments, Moments]:
-    """Return the same, by XLA's own rule for the gradient."""
-    x32 = x.astype(scale.dtype)
-    sums = [y.sum((1, 3, 4)) for y in (x32, jnp.square(x32))]
-    mean, variance, inverse = _moments(sums, x.size, passes, epsilon)
-    y = _rectified(_affine(x32, scale, bias, mean, inverse), relu)
-    return y.astype(x.dtype), mean, variance
-
-
-def _forward(x, scale, bias, passes, epsilon, relu):
+def _forward(x, scale, bias, *how):
     x32 = x.astype(scale.dtype)
     sums, _ = _sums(x32, jnp.square(x32))
-    mean, variance, inverse = _moments(sums, x.size, passes, epsilon)
-    y = _rectified(_affine(x32, scale, bias, mean, inverse), relu)
-    return (y.astype(x.dtype), mean, variance), (x, scale, bias, mean, inverse)
+    return _normalized(x, scale, bias, sums, *how)
+
+
+def _normalized(x, scale, bias, sums, passes, epsilon, relu):
+    """Return what `normalize` does, and what its gradient is found from."""
+    mean, square = (_shared(y * (y.size / x.size), passes) for y in sums)
+    variance = jnp.maximum(square - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = _affine(x.astype(scale.dtype), scale, bias, mean, inverse)
+    y = _rectified(y, relu).astype(x.dtype)
+    return (y, mean, variance), (x, scale, bias, mean, inverse)
 
 
 def _backward(passes, epsilon, relu, residuals, cotangents):
@@ -150,7 +152,7 @@ def _backward(passes, epsilon, relu, residuals, cotangents):
     return dx.astype(x.dtype), dscale, dbias
 
 
-normalize.defvjp(_forward, _backward)
+_by_hand.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
@@ -183,13 +185,6 @@ def _sums(a: Slabs, b: Slabs, kept: tuple[Slabs, ...] = ()):
     parts, kept = jax.lax.optimization_barrier((parts, kept))
     sums = jax.lax.optimization_barrier(jnp.stack(parts, 3).sum(1))
     return (sums[:, :, 0], sums[:, :, 1]), kept
-
-
-def _moments(sums, size, passes, epsilon):
-    """Return mean, variance and 1 / sqrt(variance + epsilon) at each slot."""
-    mean, square = (_shared(y * (y.size / size), passes) for y in sums)
-    variance = jnp.maximum(square - jnp.square(mean), 0)
-    return mean, variance, jax.lax.rsqrt(variance + epsilon)
 
 
 def _affine(x32, scale, bias, mean, inverse):

@@ -108,9 +108,8 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("memory"):
             # The memory is written when all that reads it is done, backwards too: else
-            # XLA may keep a copy. Not by the loss alone: of images that are not finite
-            # it may be finite, as XLA takes max(nan, 0) for 0 in some programs on a
-            # CPU, where the gradient is not.
+            # XLA may keep a copy. And when the gradient is finite: of images that are
+            # not the loss may be, as XLA on a CPU takes a sum of max(nan, 0) for 0.
             norm = _norm(gradient)
             norm, finite = jax.lax.optimization_barrier(
                 (norm, jnp.isfinite(loss) & jnp.isfinite(norm))
