@@ -85,7 +85,7 @@ def convolve_on_cpu(
 
     `alone`: the rows lie on one device, so that a part of them may be taken.
     """
-    by_taps = len(kernel) == 1 or x.shape[1] <= 4 * stride
+    by_taps = len(kernel) == 1 or x.shape[1] <= 2 * stride
     return (convolve_by_taps if by_taps else convolve)(x, kernel, stride)
 
 
