@@ -83,6 +83,11 @@ def make_batch_views(
     # A partner may lie on another device. Its view 2 is made once more then: what is
     # sent is one image, or where all are on every device nothing, no float32 view.
     remote = mixes(slots) and mesh.size > 1
+    # Views of one recipe are made by the same kernels.
+    by_recipe: dict[Recipe, list[str]] = {}
+    for name in drawn_views(slots):
+        by_recipe.setdefault(recipe_of(name, recipe), []).append(name)
+    together = jax.vmap(apply_views, (None, None, None, None, None, 0))
 
     def views_of(batch: Batch) -> Batch:
         index, epoch = batch["index"], batch["epoch"]
@@ -95,10 +100,10 @@ def make_batch_views(
         made: Batch = {"index": index}
         if "label" in batch:
             made["label"] = batch["label"]
-        for name in drawn_views(slots):
-            view = VIEW_NUMBERS[name]
-            how = recipe_of(name, recipe)
-            made[name] = apply_views(chosen, how, config.seed, epoch, index, view)
+        for how, names in by_recipe.items():
+            numbers = jnp.array([VIEW_NUMBERS[name] for name in names])
+            views = together(chosen, how, config.seed, epoch, index, numbers)
+            made |= zip(names, views, strict=True)
         if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))
             if remote:
@@ -122,7 +127,7 @@ def apply_views(
     seed: int,
     epoch: Int[Array, " n"],
     index: Int[Array, " n"],
-    view: int,
+    view: int | Int[Array, ""],
 ) -> Float[Array, "n size size 3"]:
     """Make one view of each image, a function of (seed, epoch, index, view) alone."""
     height, width = images.shape[1:3]
@@ -136,7 +141,11 @@ def apply_views(
 
 
 def draw_uniforms(
-    seed: int, epoch: Int[Array, " n"], index: Int[Array, " n"], view: int, count: int
+    seed: int,
+    epoch: Int[Array, " n"],
+    index: Int[Array, " n"],
+    view: int | Int[Array, ""],
+    count: int,
 ) -> Float[Array, "n count"]:
     """Draw the numbers of `order.draw_uniforms`, to the bit."""
     key = jax.random.fold_in(jax.random.key(seed), VIEWS)
