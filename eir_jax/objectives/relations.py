@@ -183,8 +183,8 @@ def _relate_dense(
     own1, own2 = (None, None) if own is None else own
     scores1, place = _scores(candidates, view1, own1)
     scores2, _ = _scores(candidates, view2, own2)
-    log_p = jax.nn.log_softmax(scores1 / temperature)
-    log_q = jax.nn.log_softmax(scores2 / temperature)
+    log_p = _log_softmax(scores1, temperature)
+    log_q = _log_softmax(scores2, temperature)
     own_p, own_q = value_at(log_p, place), value_at(log_q, place)
     ahead = jnp.sum(
         scores1 > value_at(scores1, place)[:, None], axis=1, dtype=jnp.float32
@@ -198,8 +198,8 @@ def _relate_dense(
         other = columns[None] != place[:, None]
         scores1, scores2 = (jnp.where(other, x, NO_SCORE) for x in (scores1, scores2))
     if taus != (temperature, temperature) or not comparison.own_row:
-        log_p = jax.nn.log_softmax(scores1 / taus[0])
-        log_q = jax.nn.log_softmax(scores2 / taus[1])
+        log_p = _log_softmax(scores1, taus[0])
+        log_q = _log_softmax(scores2, taus[1])
     if comparison.stop_gradient:
         log_p = jax.lax.stop_gradient(log_p)
     difference = jnp.where(scores1 > NO_SCORE, log_p - log_q, 0)
@@ -310,6 +310,16 @@ def _without(
         jnp.arange(cosine.shape[1])[None, None] == excluded[..., None]
     )
     return jnp.where(taken.any(1), NO_SCORE, cosine)
+
+
+def _log_softmax(scores: Float[Array, "batch columns"], temperature: float) -> Array:
+    """Return log softmax(scores / temperature).
+
+    By the largest score itself, which is found once for several temperatures.
+    """
+    largest = jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
+    below = (scores - largest) / temperature
+    return below - jnp.log(jnp.sum(jnp.exp(below), axis=1, keepdims=True))
 
 
 def log_share(own: Array, log_sum: Array) -> Array:
