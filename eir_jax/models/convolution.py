@@ -28,7 +28,7 @@ KERNEL_INIT = {
 # XLA's kernel gradient on a CPU copies every window that a kernel sees; of so small a
 # part of the batch they stay in a cache. Below SMALL numbers all is done at once.
 PARTS = 16
-SMALL = 2**18
+SMALL = 2**16
 
 Images = Float[Array, "rows height width channel"]
 Kernel = Float[Array, "size size channel feature"]
@@ -107,21 +107,51 @@ def _backward(stride, alone, residuals, cotangent):
         gradient_kernel = rows.T @ cotangent.reshape(-1, features)
         return gradient_x, gradient_kernel.reshape(kernel.shape)
     # Rows that are split over devices stay together: a part would be one device's.
-    # Without the barrier XLA would make both arrays anew for each part.
-    x, cotangent = jax.lax.optimization_barrier((x, cotangent))
-    count = PARTS if alone and x.size >= SMALL else 1
-    parts = zip(
-        *(jnp.array_split(array, count) for array in (x, cotangent)),
-        strict=True,
-    )
-    gradients = [
-        jax.vjp(lambda k, x=x: convolve(x, k, stride), kernel)[1](cotangent)[0]
-        for x, cotangent in parts
-    ]
-    return gradient_x, functools.reduce(jnp.add, gradients)
+    if alone and x.size >= SMALL:
+        return gradient_x, _kernel_gradient_in_parts(x, cotangent, size, stride)
+    kernel_of = jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1]
+    return gradient_x, kernel_of(cotangent)[0]
 
 
 convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def _kernel_gradient_in_parts(
+    x: Images, cotangent: Array, size: int, stride: int
+) -> Kernel:
+    """Sum the kernel's gradient over parts of the batch, in a loop.
+
+    A part's is a convolution of its images, channels for rows and rows for channels, by
+    the cotangent. It is turned by hand: within a loop XLA does not. Before a loop both
+    arrays are written, else XLA would make them anew for each part, as it turns them.
+    """
+    shape = (x.shape[3], size, size, cotangent.shape[3])
+    pad = size // 2
+    ends = [
+        (pad, (there - 1) * stride + size - pad - here)
+        for here, there in zip(x.shape[1:3], cotangent.shape[1:3], strict=True)
+    ]
+
+    def add(total, part):
+        images, gradient = part
+        found = jax.lax.conv_general_dilated(
+            images.transpose(3, 1, 2, 0),
+            gradient.transpose(1, 2, 0, 3),
+            (1, 1),
+            ends,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return total + found, None
+
+    def split(array):
+        """Return [PARTS, rows, ...], with zeros where rows are missing."""
+        missing = [(0, -len(array) % PARTS)] + [(0, 0)] * 3
+        return jnp.pad(array, missing).reshape(PARTS, -1, *array.shape[1:])
+
+    zeros = jnp.zeros(shape, x.dtype)
+    total, _ = jax.lax.scan(add, zeros, (split(x), split(cotangent)))
+    return total.transpose(1, 2, 0, 3)
 
 
 def _seen(x: Images, size: int, stride: int) -> Iterator[tuple[tuple[int, int], Array]]:

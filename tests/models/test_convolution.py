@@ -28,7 +28,7 @@ SHAPES = [
     (3, 8, 6, 4, 5, 1, 2),
     (3, 7, 7, 4, 5, 1, 1),
 ]
-# Enough for the kernel's gradient in parts, the last of them shorter.
+# Enough for the kernel's gradient in parts; 37 rows are not whole ones.
 LARGE = [(37, 32, 30, 8, 2, 3, 1), (37, 32, 30, 8, 2, 3, 2)]
 
 
@@ -90,7 +90,7 @@ def test_the_kernel_gradient_in_parts(shape, rng):
     check_values_and_gradients(convolve_on_cpu, shape, rng)
     x, kernel = jnp.zeros(shape[:4]), jnp.zeros((3, 3, *shape[3:5]))
     of_kernel = jax.grad(lambda kernel: convolve_on_cpu(x, kernel, shape[-1]).sum())
-    assert str(jax.make_jaxpr(of_kernel)(kernel)).count("conv_general_dilated") >= PARTS
+    assert f"length={PARTS}" in str(jax.make_jaxpr(of_kernel)(kernel))
 
 
 def test_bfloat16_keeps_float32_kernels(rng):
