@@ -87,7 +87,7 @@ def make_batch_views(
     by_recipe: dict[Recipe, list[str]] = {}
     for name in drawn_views(slots):
         by_recipe.setdefault(recipe_of(name, recipe), []).append(name)
-    together = jax.vmap(apply_views, (None, None, None, None, None, 0), 1)
+    views_for = jax.vmap(apply_views, in_axes=(*[None] * 5, 0), out_axes=1)
 
     def views_of(batch: Batch) -> Batch:
         index, epoch = batch["index"], batch["epoch"]
@@ -102,7 +102,7 @@ def make_batch_views(
             made["label"] = batch["label"]
         for how, names in by_recipe.items():
             numbers = jnp.array([VIEW_NUMBERS[name] for name in names])
-            views = together(chosen, how, config.seed, epoch, index, numbers)
+            views = views_for(chosen, how, config.seed, epoch, index, numbers)
             made |= {name: views[:, i] for i, name in enumerate(names)}
         if mixes(slots):
             partner, ratio, box = (batch[x] for x in ("partner", "ratio", "box"))

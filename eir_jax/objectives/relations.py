@@ -123,7 +123,7 @@ def log_probability(
     rows, excluded, count = candidates
     if not streams(form, rows, len(view), mesh):
         scores, place = _scores(candidates, view, own)
-        return value_at(jax.nn.log_softmax(scores / temperature), place)
+        return value_at(_log_softmax(scores, temperature), place)
     query = view / temperature
     if own is None:
         score = jnp.sum(query * read_rows(rows, excluded[:, 0], mesh), axis=1)
