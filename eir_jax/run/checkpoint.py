@@ -31,6 +31,30 @@ class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be restored as it was saved."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which a damaged file of metrics does not keep from the rest."""
+
+    def __init__(self, *args, **how):
+        self._unreadable: set[int] = set()
+        super().__init__(*args, **how)
+
+    def metrics(self, step: int) -> dict[str, Any] | None:
+        """Return what `save` noted to rank a step by; None where it cannot be read."""
+        try:
+            found = super().metrics(step)
+            if found is not None:
+                float(found["knn"]), str(found.get("protocol", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if step not in self._unreadable:
+                _warn(
+                    f"the kNN noted beside checkpoint {step} cannot be read "
+                    f"({first_line(error)}): it takes no part in what is best"
+                )
+            self._unreadable.add(step)
+            return None
+        return found
+
+
 class Checkpoints:
     """The checkpoints of one workdir.
 
@@ -60,7 +84,7 @@ class Checkpoints:
         kept = [policies.LatestN(keep), best]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             directory.absolute(),
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
@@ -140,17 +164,20 @@ class Checkpoints:
             self._manager.close()
 
     def read_meta(self, step: int) -> Meta:
-        """Return what was noted beside the state.
+        """Return what was noted beside the state; all processes must ask, in step.
 
         Raises:
-          DamagedCheckpoint: it cannot be read.
+          DamagedCheckpoint: it cannot be read, by one of the processes.
         """
+        meta, reason = {}, ""
         try:
             text = (self.directory / str(step) / "meta" / "metadata").read_text()
             meta = json.loads(text)
             meta["checksums"], meta["num_examples"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"its notes cannot be read ({error})") from error
+            reason = first_line(error)
+        if reason := next(filter(None, processes.exchange(reason)), ""):
+            raise DamagedCheckpoint(f"its notes cannot be read ({reason})")
         return meta
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
@@ -206,7 +233,11 @@ class Checkpoints:
           abstract: gives the shapes, types and shardings to restore into, from the
             notes; it may refuse them with UserError.
         """
+        seen = processes.exchange(" ".join(map(str, self.steps)))
         for step in self.steps:
+            if not all(str(step) in steps.split() for steps in seen):
+                _warn(f"checkpoint {step} is not seen by all processes: passed over")
+                continue
             try:
                 meta = self.read_meta(step)
                 return self.restore(step, abstract(meta)), meta

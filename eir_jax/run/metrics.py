@@ -31,13 +31,14 @@ class MetricsWriter:
         if not self._writes:
             return
         path = workdir / "metrics.jsonl"
-        if path.exists():
+        goes_on = path.exists()
+        if goes_on:
             keep = [line for line in path.read_text().splitlines() if _kept(line, step)]
             with replacing(path) as part:
                 part.write_text("".join(line + "\n" for line in keep))
         self._file = path.open("a", buffering=1)
         self._events = _create_events(workdir / "tensorboard")
-        if step:
+        if goes_on:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(step=step + 1, session_log=start))
 

@@ -51,11 +51,11 @@ def schedule_note(config: ConfigDict, planned: int) -> str:
 
     Returns:
       A line, with the milestones at the same shares of the run; '' where all are
-      reached.
+      reached, or the schedule has none.
     """
     milestones, epochs = config.optimizer.milestones, config.num_epochs
     beyond = [m for m in milestones if m >= epochs]
-    if not epochs or not beyond:
+    if config.optimizer.schedule != "milestones" or not epochs or not beyond:
         return ""
     falls = "never falls" if len(beyond) == len(milestones) else "falls less often"
     words = (

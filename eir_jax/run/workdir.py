@@ -21,7 +21,7 @@ RECORDING_KEYS = (
 )
 # A run may go on with other values of these: they decide what is recorded, where the
 # data lies and when training ends, not what any step computes. So may num_epochs while
-# there is one round; of several it says when the learning rate starts anew.
+# the learning rate does not follow it: of a cosine, or of several rounds, it does.
 FREE_KEYS = (
     *RECORDING_KEYS,
     *("num_rounds", "bank.form", "skip_not_finite"),
@@ -73,14 +73,17 @@ def own(workdir: Path) -> Iterator[None]:
 def check_settings(config: ConfigDict, workdir: Path) -> None:
     """Refuse to go on with settings that would change what a step computes.
 
+    Where there is no checkpoint nothing goes on: any settings will do.
+
     Raises:
       UserError: `workdir` was started with others; which ones, and the way out.
     """
-    if not (workdir / "config.json").exists():
+    if not (workdir / "config.json").exists() or not _any_checkpoint(workdir):
         return
     old, new = flatten(read_config(workdir / "config.json")), flatten(config)
     one_round = old["num_rounds"] == new["num_rounds"] == 1
-    free = (*FREE_KEYS, "num_epochs") if one_round else FREE_KEYS
+    by_epochs = new["optimizer.schedule"] == "milestones"
+    free = (*FREE_KEYS, "num_epochs") if one_round and by_epochs else FREE_KEYS
     different = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
@@ -91,3 +94,8 @@ def check_settings(config: ConfigDict, workdir: Path) -> None:
             f"workdir {workdir} is of another config ({'; '.join(different)}); "
             "give another --workdir, or the settings it was started with"
         )
+
+
+def _any_checkpoint(workdir: Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(x.name.isdecimal() for x in folder.iterdir())

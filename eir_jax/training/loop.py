@@ -53,7 +53,7 @@ from eir_jax.training.periods import (
 )
 from eir_jax.training.profiling import StepProfile
 from eir_jax.training.start import begin
-from eir_jax.training.step import TrainStep
+from eir_jax.training.step import TrainStep, skip_step
 from eir_jax.training.watch import best_by, evaluate, words_of
 
 # Of a run that is not finished: a scheduler, whose SIGTERM is, is to start it again.
@@ -278,7 +278,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
                 state = run.refresh(state, period, progress.show)
             batch = next(batches)
             if step in skipped:
-                state = state.replace(step=state.step + 1)
+                state = skip_step(state)
             else:
                 # The step before is done or nearly so: fetching it stalls nothing.
                 state, metrics = profile.take(

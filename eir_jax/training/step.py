@@ -188,6 +188,21 @@ class Together(Mapping[str, Float[Array, ""]]):
         return len(self.names)
 
 
+def skip_step(state: TrainState) -> TrainState:
+    """Return the state after a step whose batch is left out.
+
+    The optimiser's own count, which its learning rate follows, goes on with the step.
+    """
+
+    def counted(path, x):
+        return x + 1 if getattr(path[-1], "name", "") == "count" else x
+
+    return state.replace(
+        step=state.step + 1,
+        opt_state=jax.tree_util.tree_map_with_path(counted, state.opt_state),
+    )
+
+
 def compile_train_step(
     step: TrainStep,
     state: TrainState,

@@ -1,5 +1,6 @@
 """Checkpoints: whole, checked, kept, found again on other devices."""
 
+import itertools
 import json
 import shutil
 
@@ -192,6 +193,45 @@ def test_damage_is_noticed_and_the_one_before_used(run, states, saved, capsys, d
     checkpoints.save(jax.device_put(states[3]), META, None)
     checkpoints.wait()
     equal(checkpoints.restore(3, run.abstract()), states[3])
+    checkpoints.close()
+
+
+def test_processes_go_on_from_what_all_can_read(
+    run, states, saved, capsys, monkeypatch
+):
+    """Another process does not see step 3, and cannot read the notes of step 2."""
+    others = itertools.chain(["2 1", "stale file handle"], itertools.repeat(""))
+    monkeypatch.setattr(
+        "eir_jax.run.checkpoint.processes.exchange",
+        lambda text="": [text, next(others)],
+    )
+    checkpoints = Checkpoints(saved, read_only=True)
+    state, meta = checkpoints.restore_newest(lambda _: run.abstract())
+    assert meta["step"] == 1
+    equal(state, states[1])
+    said = capsys.readouterr().err
+    assert "checkpoint 3 is not seen by all processes" in said
+    assert "2 is damaged: its notes cannot be read (stale file handle)" in said
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"kn', b"\xff\xfe", b"[]", b'{"knn": "x"}', b"{}"]
+)
+def test_a_damaged_number_beside_a_checkpoint_loses_no_checkpoint(
+    run, states, saved, capsys, content
+):
+    for step in (2, 3):
+        (saved / str(step) / "metrics" / "metrics").write_bytes(content)
+    assert Checkpoints(saved, read_only=True).best == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("kNN noted beside checkpoint" in x for x in said)
+    checkpoints = Checkpoints(saved, keep=1)
+    state, _ = checkpoints.restore_newest(run.abstract)
+    equal(state, states[3])
+    checkpoints.set_aside(after=3)
+    checkpoints.save(jax.device_put(states[4]), META, 0.05)
+    checkpoints.wait()
+    assert checkpoints.steps == [4, 1] and checkpoints.best == 1
     checkpoints.close()
 
 

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from configs import base
-from eir_jax.run.optimizer import make_optimizer, make_schedule
+from eir_jax.run.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from eir_jax.run.state import TrainState
+from eir_jax.training.step import skip_step
 
 
 def test_schedule_is_the_papers():
@@ -48,6 +51,34 @@ def test_rounds_start_at_the_initial_rate_anew():
     epoch = np.arange(60) // 4 % 5
     expected = 0.03 * np.select([epoch < 2, epoch < 4], [1, 0.1], 0.01)
     np.testing.assert_allclose([schedule(s) for s in range(60)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["iraug", "deepcluster"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_left_out_counts_for_the_rate(name, objective):
+    """Of two trainings of 4 steps one leaves the second out: the 4th has one rate."""
+    config = base.get_config()
+    config.objective, config.optimizer.name = objective, name
+    config.optimizer.milestones = (3,)
+    config.optimizer.factors = (0.1,)
+    config.optimizer.momentum = config.optimizer.weight_decay = 0.0
+    tx = make_optimizer(config, steps_per_epoch=1)
+    gradient = params = {"w": jnp.ones(3), "classifier": jnp.ones(2)}
+
+    def moved(left_out):
+        state = TrainState(jnp.zeros((), jnp.int32), params, {}, tx.init(params), {})
+        for step in range(4):
+            if step in left_out:
+                state = skip_step(state)
+                continue
+            updates, opt_state = tx.update(gradient, state.opt_state, params)
+            state = state.replace(step=state.step + 1, opt_state=opt_state)
+        assert int(state.step) == 4
+        return updates
+
+    whole, less = moved([]), moved([1])
+    np.testing.assert_allclose(whole["w"], -0.003, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, whole, less)
 
 
 def test_momentum_stays_over_rounds():

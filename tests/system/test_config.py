@@ -145,6 +145,7 @@ def test_an_older_intra_temperature_means_what_it_meant(tmp_path, saved, meant):
     config = load_config("configs/digits.py", ["--config.temperature=0.3"])
     old = config.to_dict() | {"intra": saved}
     (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoints" / "22").mkdir(parents=True)
     assert read_config(tmp_path / "config.json").intra.temperature == meant
     with pytest.raises(UserError, match=rf"intra.temperature: {meant} there, 1.0 here"):
         check_settings(config, tmp_path)
@@ -154,6 +155,27 @@ def test_an_older_intra_temperature_means_what_it_meant(tmp_path, saved, meant):
     config.intra.ramp_steps = 5
     with pytest.raises(UserError, match="ramp_steps: 0 there, 5 here"):
         check_settings(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (["optimizer.schedule=milestones"], True),
+        (["optimizer.schedule=cosine"], False),  # whose rate follows the end
+        (["optimizer.schedule=milestones", "num_rounds=2"], False),
+    ],
+)
+def test_more_epochs_are_free_where_no_rate_changes(tmp_path, words, goes_on):
+    words = [f"--config.{word}" for word in words]
+    save_config(load_config(DIGITS, words), tmp_path / "config.json")
+    longer = load_config(DIGITS, [*words, "--config.num_epochs=99"])
+    check_settings(longer, tmp_path)  # there is no checkpoint that goes on
+    (tmp_path / "checkpoints" / "22").mkdir(parents=True)
+    if goes_on:
+        check_settings(longer, tmp_path)
+    else:
+        with pytest.raises(UserError, match="num_epochs: 25 there, 99 here"):
+            check_settings(longer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -347,6 +369,8 @@ def test_milestones_beyond_the_end_are_said():
         assert "same shares" not in note(words, planned=planned)
     constant = ["--config.optimizer.milestones=()", "--config.optimizer.factors=()"]
     assert note("--config.num_epochs=1", *constant) == ""
+    cosine = "--config.optimizer.schedule=cosine"
+    assert note("--config.num_epochs=30", cosine) == ""
 
 
 @pytest.mark.parametrize("objective", ["iraug", "moco", "deepcluster"])
