@@ -47,6 +47,10 @@ def existing_pictures(folder: Path) -> list[str]:
     return paths
 
 
+class NoneReadable(UserError):
+    """Of some pictures not one can be read."""
+
+
 def embed_pictures(
     run: "Run", workdir: Path, folder: Path, paths: Sequence[str]
 ) -> Embeddings:
@@ -61,9 +65,13 @@ def embed_pictures(
       paths: at least one.
 
     Raises:
-      UserError: none of them can be read.
+      NoneReadable: none of them can be read.
+      UserError: processes have other pictures, or there is not enough memory.
     """
+    from eir_jax.system import processes
     from eir_jax.system.progress import ProgressLine
+
+    processes.check_equal("the pictures to embed", [_fingerprint(paths)])
 
     data = run.config.data
     side = data.resize or data.image_size
@@ -90,7 +98,7 @@ def embed_pictures(
                 greys.append(grey_thumbnails(images))
             bar.update(start + len(futures))
     if not outputs:
-        raise UserError(f"none of {len(paths)} in {folder} is readable: {broken[0]}")
+        raise NoneReadable(f"none of {len(paths)} in {folder} is readable: {broken[0]}")
     for line in broken[:MOST_NAMED]:
         print(f"skipped {one_line(line)}", file=sys.stderr)
     if len(broken) > MOST_NAMED:
@@ -125,8 +133,11 @@ def embed_grown(
       file: which need not exist.
 
     Raises:
-      UserError: there is nothing to keep, and none of them can be read.
+      NoneReadable: there is nothing to keep, and none of them can be read.
+      UserError: processes have other pictures, or there is not enough memory.
     """
+    from eir_jax.system import processes
+
     meta = _describe_folder(run, workdir, folder)
     before, words = known_rows(file, meta, folder, paths)
     if words:
@@ -137,11 +148,13 @@ def embed_grown(
     known = {str(path) for path in before.path}
     missing = [path for path in paths if path not in known]
     new, skipped = None, len(missing)
-    if missing:
+    if not missing:  # as all processes find, or all go on to embed_pictures
+        processes.check_equal("the pictures to embed", [_fingerprint(missing)])
+    else:
         try:
             new = embed_pictures(run, workdir, folder, missing)
             skipped = new.meta["skipped"]
-        except UserError as error:
+        except NoneReadable as error:
             print(error, file=sys.stderr)
     return together(before, new, meta | {"skipped": skipped})
 
@@ -217,7 +230,14 @@ def describe(run: "Run", workdir: Path) -> dict[str, Any]:
         "image_size": run.config.data.image_size,
         "preparation": "images as they are",
         "transform": describe_view(run.config.data),
+        "settings": run.meta.get("settings", {}),
     }
+
+
+def _fingerprint(paths: Sequence[str]) -> str:
+    """Return what tells two lists of pictures apart: their number and a digest."""
+    digest = hashlib.sha256("\n".join(paths).encode(errors="surrogateescape"))
+    return f"{len(paths):,} of --images and not in --out ({digest.hexdigest()[:8]})"
 
 
 def _describe_folder(run: "Run", workdir: Path, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from eir_jax.system.errors import UserError
+from eir_jax.system.errors import UserError, first_line
 from eir_jax.system.files import in_words
 
 LEAST_MAPPED = 1 << 26  # bytes
@@ -106,6 +105,8 @@ def read_embeddings(file: Path) -> Embeddings:
                 mapped = _mapped(file, arrays.zip.getinfo(f"{key}.npy"))
                 found[key] = arrays[key] if mapped is None else mapped
     rows = len(found["embedding"]) if found["embedding"].ndim else 0
+    if not found["embedding"].size:
+        raise UserError(f"'embedding' of {file} is empty; make it by eir_jax.embed")
     for key, dim in (("embedding", "dim"), ("feature", "feature")):
         array = found[key]
         if array is None or (
@@ -129,7 +130,8 @@ def read_embeddings(file: Path) -> Embeddings:
         meta = {}
     if found["path"] is None and found["index"] is None:
         found["index"] = np.arange(rows)
-    meta.setdefault("source", str(file.resolve()))
+    if not isinstance(meta.get("source"), str):
+        meta["source"] = str(file.resolve())
     return Embeddings(**found | {"meta": meta})
 
 
@@ -172,9 +174,11 @@ def opened_npz(file: Path) -> Iterator[Any]:
             yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no file {in_words(file)}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file raises some ten types
         raise UserError(
-            f"{file} cannot be read as an .npz of plain arrays ({error})"
+            f"{file} cannot be read as an .npz of plain arrays ({first_line(error)})"
         ) from None
 
 

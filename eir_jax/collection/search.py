@@ -71,7 +71,13 @@ def embed_query(
             read_square(path, 1)  # a broken one need not wait for the checkpoint
     from eir_jax.evaluation.restore import restore
 
-    run = restore(workdir, step or str(gallery.meta.get("step", "last")))
+    settings = gallery.meta.get("settings")
+    words = [
+        f"--config.{key}={value}"
+        for key, value in (settings if isinstance(settings, dict) else {}).items()
+        if workdir.is_file()  # a run's own are settled
+    ]
+    run = restore(workdir, step or str(gallery.meta.get("step", "last")), words)
     check_same_checkpoint(describe(run, workdir), gallery.meta, str(workdir))
     return embed_pictures(run, workdir, folder, paths)
 
@@ -187,10 +193,20 @@ def _identities(embeddings: Embeddings, names: Sequence[str]) -> list[str]:
 
 
 def check_same_checkpoint(meta: dict, other: dict, whose: str) -> None:
-    """Refuse to compare what different networks say: their cosines mean nothing."""
+    """Refuse to compare what different networks say, or of images prepared otherwise.
+
+    Their cosines mean nothing.
+    """
     one, two = meta.get("checkpoint"), other.get("checkpoint")
     if one and two and one != two:
         raise UserError(
             f"{whose}: step {meta.get('step')} is not the checkpoint that made the "
             f"embeddings (step {other.get('step')} of {other.get('workdir')})"
         )
+    for key in ("image_size", "transform"):
+        one, two = meta.get(key), other.get(key)
+        if one and two and one != two:
+            raise UserError(
+                f"{whose}: {key} {one}, where the embeddings have {two}; embed both "
+                "with the same --config.data settings"
+            )

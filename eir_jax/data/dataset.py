@@ -112,8 +112,7 @@ def labelled(dataset: Dataset, split: str) -> LabelledSplit:
       UserError: there is no such split, or it has no labels.
     """
     found, rows = existing(dataset, split), labelled_rows(dataset, split)
-    if len(rows) < len(found.images):
-        found = take(found, rows)
+    found = take(found, rows)
     assert found.labels is not None
     return LabelledSplit(found.images, found.labels, rows)
 
@@ -177,8 +176,13 @@ def _sha256(*arrays: np.ndarray | EncodedImages | None) -> str:
 
 
 def take(split: Split, index: np.ndarray) -> Split:
-    """Return the rows of a split that an array or a mask chooses."""
+    """Return the rows of a split that an array or a mask chooses.
+
+    All in their order are the split itself: they may fill half the memory.
+    """
     images = split.images
+    if index.dtype != bool and np.array_equal(index, np.arange(len(images))):
+        return split
     images = (
         images.select(index) if isinstance(images, EncodedImages) else images[index]
     )

@@ -29,7 +29,13 @@ from eir_jax.run.optimizer import make_optimizer
 from eir_jax.run.state import TrainState, abstract_train_state
 from eir_jax.run.validate import check_complete, check_data_there, validate
 from eir_jax.system import sharding
-from eir_jax.system.config import complete, load_config, override, read_config
+from eir_jax.system.config import (
+    complete,
+    flatten,
+    load_config,
+    override,
+    read_config,
+)
 from eir_jax.system.errors import UserError
 
 
@@ -187,6 +193,9 @@ def restore_weights(
         "checksums": about.get("checksums") or {"weights": sha256(tensors)},
         "config": config.to_dict(),
     }
+    if not about:  # to prepare other pictures in the same way
+        settings = flatten(config)
+        meta["settings"] = {key: settings[key] for key in PREPARATION_KEYS[1:]}
     return Run(config, state, meta, make_embed(config, mesh), mesh)
 
 

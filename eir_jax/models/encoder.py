@@ -179,7 +179,8 @@ def make_encoder(
 
 def feature_dim(model: ConfigDict) -> int:
     """Return the length of the feature before the head."""
-    return 8 * model.width * (4 if model.name in BOTTLENECKS else 1)
+    stages = len(BLOCKS[model.name])
+    return model.width * 2 ** (stages - 1) * (4 if model.name in BOTTLENECKS else 1)
 
 
 def with_passes(encoder: Encoder, passes: Passes) -> Encoder:

@@ -15,13 +15,21 @@ from PIL import Image
 from small import SmallRun, small_config
 
 from eir_jax import embed as command
-from eir_jax.collection.embed import embed_grown, embed_split
+from eir_jax.collection import embed as growing
+from eir_jax.collection.embed import (
+    describe,
+    embed_grown,
+    embed_pictures,
+    embed_split,
+)
+from eir_jax.collection.embeddings import read_embeddings
 from eir_jax.collection.formats import written_whole
 from eir_jax.collection.pictures import squares
+from eir_jax.collection.search import check_same_checkpoint, embed_query
 from eir_jax.data.picture_files import list_pictures
 from eir_jax.data.pictures import BrokenPicture, read_picture
 from eir_jax.data.sources import load
-from eir_jax.evaluation.restore import restore_run
+from eir_jax.evaluation.restore import restore_run, restore_weights, tensors_of
 from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system.config import read_config, save_config
 from eir_jax.system.errors import UserError
@@ -496,6 +504,61 @@ def test_weights_go_out_and_embed_as_the_run(workdir, folder, embedded, tmp_path
     assert rows[0][2] == "copy of 3.bmp"
 
 
+def test_query_is_prepared_as_the_gallery_was(workdir, folder, tmp_path):
+    """By weights of another program, with which the settings do not come."""
+    from safetensors.numpy import save_file
+
+    tensors = tensors_of(workdir)
+    weights, file = tmp_path / "W.safetensors", tmp_path / "E.npz"
+    save_file({n: x for n, x in tensors.items() if n[:3] != "fc."}, weights)
+    settings = ["--config.data.image_size=8", "--config.data.mean=.2,.3,.4"]
+    run, names = restore_weights(weights, settings), ["3.png", "5.png"]
+    gallery = embed_pictures(run, weights, folder / "noise", names)
+    with written_whole(file) as write:
+        write(gallery)
+    queries = [folder / "noise" / name for name in names]
+    found = embed_query(queries, read_embeddings(file), None, None)
+    np.testing.assert_array_equal(found.embedding, gallery.embedding)
+    for other, words in (
+        (["--config.data.image_size=16"], "image_size 16, where .* have 8"),
+        (settings[:1], "transform no crop, .* where"),
+    ):
+        meta = describe(restore_weights(weights, other), weights)
+        with pytest.raises(UserError, match=words):
+            check_same_checkpoint(meta, gallery.meta, "the query")
+
+
+def test_no_memory_is_not_taken_for_broken_pictures(
+    workdir, folder, tmp_path, monkeypatch
+):
+    """A grown folder's new rows: the file stays as it was, and the error is told."""
+    run, file = restore_run(workdir), tmp_path / "E.npz"
+    names = ["0.png", "1.png"]
+    first = embed_pictures(run, workdir, folder / "noise", names[:1])
+    with written_whole(file) as write:
+        write(first)
+
+    def fails(*_):
+        raise UserError("out of memory: lower evaluation_batch_size")
+
+    run = run._replace(embed=fails)
+    monkeypatch.setattr(growing, "_embed_by", lambda *_: fails)
+    with pytest.raises(UserError, match="out of memory"):
+        embed_grown(run, workdir, folder / "noise", names, file)
+
+
+def test_processes_with_other_pictures_are_refused(workdir, folder, monkeypatch):
+    """Where process 1 finds all in --out, or one more in the folder."""
+    run = restore_run(workdir)
+    for theirs in (["0.png", "1.png"], []):
+        said = growing._fingerprint(theirs)
+        monkeypatch.setattr(
+            "eir_jax.system.processes.exchange", lambda text, said=said: [text, said]
+        )
+        with pytest.raises(UserError, match="the pictures to embed of process 1"):
+            embed_pictures(run, workdir, folder / "noise", ["0.png"])
+
+
 def test_search_by_folder_skips_the_broken(workdir, folder, embedded):
     out, _ = embedded
     result = done(
@@ -648,6 +711,7 @@ def test_search_refuses(workdir, folder, embedded, tmp_path, capsys):
     assert "NaN" in said_of(embedding=good * np.nan)
     assert "3 strings" in said_of(embedding=good, path=["a", "b"])
     assert "cannot be read" in said_of(embedding=np.array([None, {}]))
+    assert "'embedding' of" in said_of(embedding=good[:0])
     assert "a cosine" in said_of("--duplicates=nan", embedding=good)
     assert "k=10 must be from 1 to 9" in said("--k=10", f"--query={picture}")
     assert "k=0" in said("--k=0", f"--query={picture}")

@@ -7,7 +7,8 @@ import pytest
 from small import small_config
 
 from configs import base
-from eir_jax.models.encoder import l2_normalize, make_encoder
+from eir_jax.models.encoder import feature_dim, l2_normalize, make_encoder
+from eir_jax.models.resnet import BLOCKS
 
 
 def shapes(config, size):
@@ -70,6 +71,14 @@ def small():
     images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
     variables = jax.jit(encoder.init)(jax.random.key(0), images)
     return encoder, variables, images
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_feature_is_as_long_as_is_said(name):
+    config = base.get_config()
+    config.model.name, config.model.width = name, 4
+    head = shapes(config, 32)["params"]["head"]["kernel"]
+    assert head.shape == (feature_dim(config.model), 128)
 
 
 def test_embedding_is_unit(small):
