@@ -32,6 +32,7 @@ from eir_jax.system import cli, compilation_cache
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
 from eir_jax.system.files import local_path
+from eir_jax.system.progress import quiet
 
 AnyPath = str | PathLike[str]
 Images = UInt8[np.ndarray, "n size size 3"]
@@ -47,7 +48,7 @@ class TrainedEncoder:
     """
 
     def __init__(self, source: AnyPath, step: int | str = "last"):
-        cli.quiet_libraries()
+        cli.quiet_orbax()
         compilation_cache.keep_compiled()
         self._source = _path(source)
         self._run = restore(self._source, str(step))
@@ -81,7 +82,7 @@ class TrainedEncoder:
         Raises:
           UserError: there are no images, or they are not of the type and size.
         """
-        with _quiet(not progress):
+        with quiet(not progress):
             if isinstance(images, (str, PathLike)):
                 path = _path(images)
                 if path.is_dir():
@@ -182,18 +183,22 @@ def train(
 
     Raises:
       UserError: for bad settings or data, and when a loss is not finite.
-      KeyboardInterrupt: after the step at hand, saved, when interrupted.
+      KeyboardInterrupt: after the step at hand, saved, when interrupted; a second time,
+        at once.
+      SystemExit: likewise by SIGTERM, with the status 75, "to be started again".
     """
     from eir_jax.training.loop import train_and_evaluate
 
-    cli.quiet_libraries()
+    cli.quiet_orbax()
     compilation_cache.keep_compiled()
     workdir = _path(workdir)
     config = load_config(config, _words(settings))
-    with _quiet(not progress):
+    with _silent(not progress):
         status = train_and_evaluate(config, workdir)
     if status == 130:
         raise KeyboardInterrupt
+    if status:  # SIGTERM: whoever calls is to end as well
+        raise SystemExit(status)
     return load(workdir)
 
 
@@ -234,7 +239,7 @@ def evaluate(
     from eir_jax.experiments.evaluate import TASKS, print_remarks, print_task
     from eir_jax.experiments.evaluate import evaluate as evaluate_run
 
-    cli.quiet_libraries()
+    cli.quiet_orbax()
     compilation_cache.keep_compiled()
     if unknown := sorted({*tasks} - {*TASKS}):
         raise UserError(f"there is no task '{unknown[0]}'; choose of {','.join(TASKS)}")
@@ -242,7 +247,7 @@ def evaluate(
     one = isinstance(source, (str, PathLike))
     files = [_path(x) for x in ([source] if one else source)]  # type: ignore
     place = None if out is None else _path(out)
-    with _quiet(not progress):
+    with _silent(not progress):
         judged = _elsewhere(files, config, str(step), words)
         if judged is not None:
             if data_path is not None:
@@ -323,7 +328,7 @@ def _words(settings: Mapping[str, Any] | None) -> list[str]:
     return [f"--config.{key}={value}" for key, value in (settings or {}).items()]
 
 
-def _quiet(quiet: bool) -> contextlib.AbstractContextManager[Any]:
-    if quiet:
+def _silent(silent: bool) -> contextlib.AbstractContextManager[Any]:
+    if silent:
         return contextlib.redirect_stdout(io.StringIO())
     return contextlib.nullcontext()

@@ -1,5 +1,6 @@
 """The package as a library: what `import eir_jax` offers."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -56,12 +57,25 @@ def pictures(tmp_path_factory):
 
 
 def test_train_says_nothing(encoder, workdir, capfd):
+    loggers = [logging.getLogger(name) for name in ("", "asyncio", "matplotlib")]
+    levels = [logger.level for logger in loggers]
     assert encoder.step == 22 and encoder.image_size == 8
     assert encoder.config.model.width == 4
     assert "digits" in repr(encoder)
     again = eir_jax.load(workdir, 22).embed(np.zeros((3, 8, 8, 3), np.uint8))
     assert again.embedding.shape == (3, 16)
     assert capfd.readouterr() == ("", "")
+    assert [logger.level for logger in loggers] == levels  # they are the caller's
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_trained(workdir, monkeypatch):
+    loop = "eir_jax.training.loop.train_and_evaluate"
+    for status, raised in ((130, KeyboardInterrupt), (75, SystemExit)):
+        monkeypatch.setattr(loop, lambda *_, status=status: status)
+        with pytest.raises(raised) as found:
+            eir_jax.train("digits", workdir)
+        if raised is SystemExit:
+            assert found.value.code == 75
 
 
 def test_embed_takes_arrays_files_and_folders(encoder, pictures, tmp_path, capfd):

@@ -102,8 +102,14 @@ def quiet_libraries() -> None:
     """Keep the libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    for name in ("absl", "asyncio", "matplotlib"):  # errors are raised as well
+    quiet_orbax()
+    for name in ("asyncio", "matplotlib"):  # errors are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def quiet_orbax() -> None:
+    """Keep Orbax's warnings of its own settings to itself; its errors are raised."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # What Orbax had still to write when it failed.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from eir_jax.system import files, processes
@@ -49,6 +49,39 @@ def ending_with(status: Mapping[int, int]) -> Iterator[None]:
         yield
     finally:
         _status.update(before)
+
+
+@contextmanager
+def stop_requests(numbers: Iterable[int]) -> Iterator[list[int]]:
+    """Collect such signals, for a loop to end after its step; a second one ends it now.
+
+    That one is handled as before: it ends a command, and raises KeyboardInterrupt in a
+    program that has called us. Among several processes SIGTERM is JAX's, which has all
+    end after the same step. A thread other than the main one cannot have signals.
+    """
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    if processes.count() > 1:
+        numbers = [number for number in numbers if number != signal.SIGTERM]
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+
+    def note(number, frame):
+        requests.append(number)
+        # Not by _heard, which the waiting thread, should it come to this signal after
+        # us, would take for its own.
+        again = before[number]
+        signal.signal(number, leave if again is _heard else again)
+        processes.request_stop()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finished(status: int) -> None:

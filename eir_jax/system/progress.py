@@ -5,6 +5,9 @@ The time left is counted from the first step on: that one may have been compiled
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +19,19 @@ from rich.progress import (
 )
 
 FIRST_LINE = 10  # seconds after the start, where lines come no more often than that
+
+
+_quiet = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(is_quiet: bool = True) -> Iterator[None]:
+    """Let what begins within say nothing: in this thread alone, as others work on."""
+    before = _quiet.set(is_quiet)
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
 
 
 class ProgressLine:
@@ -30,7 +46,8 @@ class ProgressLine:
 
     def __init__(self, title: str, total: int, start: int = 0, every: float = 60):
         self._title, self._total, self._note = title, total, ""
-        self._live = sys.stdout.isatty()
+        self._says = not _quiet.get()
+        self._live = self._says and sys.stdout.isatty()
         self._every = every
         self._next = time.monotonic() + min(FIRST_LINE, every)
         self._first: tuple[float, int] | None = None  # when, and how many were done
@@ -62,7 +79,7 @@ class ProgressLine:
         now = time.monotonic()
         if self._first is None:
             self._first = now, done
-        if now < self._next:
+        if now < self._next or not self._says:
             return
         self._next = now + self._every
         began, before = self._first
@@ -77,7 +94,7 @@ class ProgressLine:
         """Show what is done between two steps; it takes no part in the time left."""
         if self._live:
             self._bar.update(self._task, note=note)
-        elif (now := time.monotonic()) >= self._next:
+        elif self._says and (now := time.monotonic()) >= self._next:
             self._next = now + self._every
             self.say(f"{self._title}: {note}")
 
@@ -85,7 +102,7 @@ class ProgressLine:
         """Print a line that stays; where that is no terminal, with the time."""
         if self._live:
             self._bar.console.print(message, highlight=False)
-        else:
+        elif self._says:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}", flush=True)
 
     def close(self) -> None:

@@ -6,8 +6,8 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,7 @@ def _train_from(state: TrainState, run: Run, startup: Startup | None) -> int:
         closing(progress),
         closing(batches),
         closing(profile),
-        _stop_requests() as requests,
+        interruption.stop_requests(EXIT_CODES) as requests,
     ):
         for step in range(start_step + 1, num_steps + 1):
             period, within = divmod(step - 1, run.refresh_steps)
@@ -389,28 +389,6 @@ def _advice(found: NotFiniteError, kept: list[int], skipped: list[int]) -> str:
         f"--config.skip_not_finite={len(skipped) + 10}"
     )
     return "; ".join(words)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, for the loop to end after its step; twice: now.
-
-    Among several processes SIGTERM is JAX's, which has all end after the same step.
-    """
-    requests: list[int] = []
-
-    def note(number, frame):
-        requests.append(number)
-        signal.signal(number, interruption.leave)
-        processes.request_stop()
-
-    ours = EXIT_CODES if processes.count() == 1 else (signal.SIGINT,)
-    before = {number: signal.signal(number, note) for number in ours}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _finished(pending: Sequence[tuple[int, Any]], step: int) -> int:

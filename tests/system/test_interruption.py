@@ -3,11 +3,14 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 from test_main import QUICK, ROOT, command, environment
+
+from eir_jax.system import interruption
 
 # As in a terminal; where the tests run in the background, signals may be ignored.
 HEED = (
@@ -113,3 +116,31 @@ def test_a_run_that_has_not_begun_its_first_step_is_unfinished(tmp_path):
             time.sleep(0.01)
         time.sleep(0.2)
         assert_stopped(process, number, status)
+
+
+def test_a_program_that_calls_us_is_interrupted_and_not_ended():
+    """The first Ctrl-C is asked for, the second one raises, as in any notebook."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interruption.stop_requests([signal.SIGINT, signal.SIGTERM]) as requests:
+            signal.raise_signal(signal.SIGINT)
+            assert requests == [signal.SIGINT]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_that_is_not_the_main_one_has_no_signals():
+    found = []
+
+    def work():
+        with interruption.stop_requests([signal.SIGINT]) as requests:
+            found.append(list(requests))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [[]]

@@ -1,6 +1,7 @@
 """What is printed where there is no terminal: few lines, their time, what is left."""
 
 import re
+import threading
 
 import pytest
 
@@ -74,3 +75,31 @@ def test_what_is_done_between_steps_takes_no_part_in_the_time_left(clock, capsys
 def test_plural(number, words):
     assert counted(number, "class", "classes") == words
     assert counted(1, "epoch") == "1 epoch" and counted(0, "pair") == "0 pairs"
+
+
+def test_quiet_is_one_threads(clock, capsys):
+    """Begun first and ended last, by a thread that overlaps: the others still speak."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def work():
+        with progress.quiet():
+            bar = progress.ProgressLine("theirs", 9)
+            begun.set()
+            ended.wait(10)
+            clock[0] += 100
+            bar.update(3)
+            bar.show("more")
+            bar.say("done")
+            bar.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(10)
+    with progress.quiet():
+        progress.ProgressLine("quiet", 9).say("unheard")
+        with progress.quiet(False):
+            progress.ProgressLine("ours", 9).say("within")
+    ended.set()
+    thread.join()
+    progress.ProgressLine("ours", 9).say("after")
+    assert lines(capsys) == ["within", "after"]
