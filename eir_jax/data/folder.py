@@ -19,22 +19,14 @@ from ml_collections import ConfigDict
 from eir_jax.data.class_list import in_range, listed_labels, read_class_list
 from eir_jax.data.dataset import Dataset, PictureFile, Split
 from eir_jax.data.encoded import EncodedImages
-from eir_jax.data.picture_files import (
-    SUFFIXES,
-    is_left_lying,
-    is_picture,
-    list_files,
-    others_in_words,
-)
+from eir_jax.data.folder_layout import folders_in, places_of
+from eir_jax.data.picture_files import SUFFIXES, list_files, others_in_words
 from eir_jax.data.pictures import BrokenPicture, Header, read_header, read_picture
 from eir_jax.system.errors import UserError, one_line
 from eir_jax.system.words import counted
 
 MOST_NAMED = 20  # broken files; the others are counted
 CHUNK = 256  # files between two updates of the progress line
-# What folders of splits are called, beside what the settings say; in any case.
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 
 
 class Found(NamedTuple):
@@ -68,7 +60,7 @@ def load_folder(config: ConfigDict) -> Dataset:
         raise UserError(
             f"there is no folder '{config.path}' (data.path); give one of pictures"
         )
-    places, unread = _places(root, config)
+    places, unread = places_of(root, config)
     notes, others, listed_once = [], Counter[str](), set()
     found = {}
     for split, place in places.items():
@@ -117,54 +109,6 @@ def load_folder(config: ConfigDict) -> Dataset:
         tuple(dict.fromkeys(notes)),
         tuple(files),
     )
-
-
-def _places(root: Path, config: ConfigDict) -> tuple[dict[str, str], list[str]]:
-    """Return the folder of each split below the root, '' for itself; and the unread.
-
-    Raises:
-      UserError: the folders of the root are of two kinds.
-    """
-    train, test = config.train_split, config.test_split
-    inside = _folders(root)
-    whole = {"train": ""}
-    if tuple(config.test_classes) != (0, 0):
-        whole["test"] = ""  # the same folder, other classes
-    if "+" in train + test and {*train.split("+"), *test.split("+")} <= {*inside}:
-        return {"train": train, "test": test}, []
-    trains = _named(inside, (train, *TRAIN_NAMES * (train in TRAIN_NAMES)))
-    tests = _named(inside, (test, *TEST_NAMES * (test in TEST_NAMES)))
-    others = [name for name in inside if name not in (*trains[:1], *tests)]
-    if config.labels == "none" and not (trains and tests):
-        return whole, []  # whatever its folders are called
-    if not trains:
-        splits = [x for x in tests if x == test or not _holds_loose(root / x)]
-        if splits:
-            raise UserError(
-                f"{root} holds {splits[0]}/ but no {train}/ (data.train_split); put "
-                f"the training pictures there, or give {root / splits[0]} as data.path"
-            )
-        return whole, []
-    if (
-        others
-        and not tests
-        and all(_holds_loose(root / name) for name in (trains[0], *others))
-    ):
-        return whole, []  # classes, of which one is called train
-    places = {"train": trains[0]}
-    if tests:
-        places["test"] = tests[0]
-    return places, tests[1:] + others
-
-
-def _named(folders: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the folders that are called so, in any case, in the order of the names."""
-    return [
-        folder
-        for name in dict.fromkeys(names)
-        for folder in sorted(folders, key=lambda folder: folder != name)
-        if name and folder.casefold() == name.casefold()
-    ]
 
 
 def _layout_words(
@@ -216,26 +160,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _folders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if entry.is_dir() and not is_left_lying(entry.name)
-            )
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
-
-
-def _holds_loose(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(
-            path.is_file() and not is_left_lying(path.name) and is_picture(path)
-            for path in map(Path, entries)
-        )
-
-
 def _find(root: Path, place: str, labels: str) -> tuple[Found, list[str], list[str]]:
     """List the pictures of a split, the class folders that hold none, and what to say.
 
@@ -261,7 +185,7 @@ def _find(root: Path, place: str, labels: str) -> tuple[Found, list[str], list[s
         said = [f"{where} holds {words}: no folder is taken for a class"]
         return unlabelled, [], said
     folders = [path.split("/")[0] for path in paths]
-    empty = [prefix + name for name in _folders(folder) if name not in set(folders)]
+    empty = [prefix + name for name in folders_in(folder) if name not in set(folders)]
     name_of = {name: _class_name(name) for name in set(folders)}
     merged = Counter(name_of.values())
     said = [

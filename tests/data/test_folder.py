@@ -105,6 +105,35 @@ def test_val_is_a_test_split(tmp_path):
     assert len(load(settings(root, test_split="val")).test.images) == 2
 
 
+def test_splits_that_are_asked_for_by_name(tmp_path):
+    """Taken as they are asked for, or refused: never passed over."""
+    root = tree(tmp_path, "train/a/1.png", "train/b/1.png", "extra/a/1.png")
+
+    def split(**names):
+        dataset = load(settings(root, **names))
+        return paths_of(dataset, "train"), dataset.class_names
+
+    both = (["extra/a/1.png", "train/a/1.png", "train/b/1.png"], ("a", "b"))
+    for name in ("train+extra", "Train+EXTRA"):
+        for test in ("test", ""):
+            assert split(train_split=name, test_split=test) == both
+    tree(tmp_path, "late/2.png", "spare/2.png")
+    assert split(train_split="late") == (["late/2.png"], None)
+    assert split(train_split="late", labels="none") == (["late/2.png"], None)
+    for names, missing in (
+        ({"train_split": "trainx"}, r"trainx/ \(data.train_split=trainx\)"),
+        ({"train_split": "train[:9%]"}, r"train\[:9%\]/"),
+        ({"train_split": "train+exta"}, r"exta/ .*; it holds extra/, late/, spare/"),
+        ({"train_split": "train+test"}, "no folder test/"),
+        ({"test_split": "held"}, r"no folder held/ \(data.test_split=held\)"),
+    ):
+        with pytest.raises(UserError, match=missing):
+            split(**names)
+    classes = tree(tmp_path / "classes", "a/1.png", "b/1.png")
+    custom = load(settings(classes, train_split="train+test", test_split="train+test"))
+    assert custom.class_names == ("a", "b")  # as configs/cub200.py has it
+
+
 @pytest.mark.parametrize("names", [("owl", "cat"), ("owl", "train"), ("train", "bus")])
 def test_classes_without_splits(tmp_path, names):
     """One of them may be called train; but train of classes is a split."""
