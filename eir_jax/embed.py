@@ -18,7 +18,7 @@ of it as it can; vectors.tsv gets beside it what TensorBoard's projector shows;
 --embeddings makes these of an .npz that there is. But for --split it needs no data set,
 and no TensorFlow. --config.evaluation_batch_size=N embeds N at a time. Instead of a
 run, a file of weights serves, without training: what eir_jax.export wrote, or a
-ResNet-18 or 34 of another program, by torchvision's names; its embedding is the
+ResNet-18, 34 or 50 of another program, by torchvision's names; its embedding is the
 feature, scaled to unit length, and --config.data.image_size and the like say how
 pictures are prepared for it (default: as ImageNet's for a 7x7 first convolution).
 

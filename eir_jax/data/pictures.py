@@ -3,6 +3,7 @@
 Needs neither TensorFlow nor JAX.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from eir_jax.data.picture_files import formats_of
-from eir_jax.system.errors import one_line
+from eir_jax.system.errors import UserError, one_line
 
 TURNS = {  # of the EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,6 +33,15 @@ SIDEWAYS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 FITS = {
     "crop": "centre square of the shorter side, PIL bilinear to {size}x{size}",
     "squash": "both sides squashed, PIL bilinear to {size}x{size}",
+}
+
+
+# What the system says of itself or a network disk, not of the file.
+PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN),
 }
 
 
@@ -69,6 +79,7 @@ def read_picture(
 
     Raises:
       BrokenPicture: there is no file, or it holds no whole picture.
+      UserError: memory or the disk fails.
     """
     with _opened(source) as (image, _):
         return _square(_to_rgb(image), size, fit)
@@ -145,7 +156,11 @@ def _opened(
     """Open a picture; whatever is wrong with it then raises BrokenPicture.
 
     With `whole` the file is read at once: the second is its bytes, else none.
+
+    Raises:
+      UserError: memory or the disk fails, so that whole pictures would count as broken.
     """
+    name = source if isinstance(source, Path) else "a picture"
     try:
         if isinstance(source, Path):
             status = os.stat(source)
@@ -166,8 +181,20 @@ def _opened(
         raise
     except UnidentifiedImageError:
         raise BrokenPicture("no JPEG, PNG, or other picture that is read") from None
+    except UserError:
+        raise
     except OSError as error:
+        if error.errno in PASSING:
+            raise UserError(
+                f"{name} cannot be read now: {error.strerror}; start again when the "
+                "disk answers, or remove the file"
+            ) from None
         raise BrokenPicture(error.strerror or one_line(str(error))) from None
+    except MemoryError:
+        raise UserError(
+            f"out of memory: {name} cannot be decoded; leave more memory free, or "
+            "remove the file"
+        ) from None
     except Exception as error:  # on hostile files Pillow raises many types
         raise BrokenPicture(one_line(f"{type(error).__name__}: {error}")) from None
 

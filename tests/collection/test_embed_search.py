@@ -1,5 +1,6 @@
 """Pictures of any kind -> embeddings -> neighbours and duplicates, as users run it."""
 
+import errno
 import hashlib
 import importlib
 import json
@@ -27,7 +28,7 @@ from eir_jax.collection.formats import written_whole
 from eir_jax.collection.pictures import squares
 from eir_jax.collection.search import check_same_checkpoint, embed_query
 from eir_jax.data.picture_files import list_pictures
-from eir_jax.data.pictures import BrokenPicture, read_picture
+from eir_jax.data.pictures import BrokenPicture, read_header, read_picture
 from eir_jax.data.sources import load
 from eir_jax.evaluation.restore import restore_run, restore_weights, tensors_of
 from eir_jax.run.checkpoint import Checkpoints
@@ -186,6 +187,31 @@ def test_broken_pictures_say_why(tmp_path):
             read_picture(tmp_path / name, SIZE)
         assert part in str(error.value)
         assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; start"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle; start"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; start"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_disk_or_memory_that_fails_is_no_broken_picture(
+    tmp_path, monkeypatch, error, message
+):
+    """Else whole pictures would be left out, of training or of a file of embeddings."""
+    path = save(colours(0), tmp_path / "a.png")
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(
+        UserError, match=f"a.png cannot be .*{message}|{message}.*a.png"
+    ):
+        read_header(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

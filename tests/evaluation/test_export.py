@@ -225,6 +225,53 @@ def test_embedding_by_another_programs_weights_is_its_feature(
     np.testing.assert_allclose(embedding, feature / length, rtol=1e-5, atol=1e-7)
 
 
+def test_bottlenecks_are_torchvisions(one_device):
+    """Stride in the 3x3 convolution, where the ResNet's paper has it in the 1x1."""
+    torch = pytest.importorskip("torch")
+    F = torch.nn.functional
+    changes = {"model.name": "resnet50", "model.stem": "imagenet", "model.width": 8}
+    encoder = make_encoder(small_config(**changes), exact=True)
+    images = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images))
+    rng = np.random.default_rng(2)
+    variables = jax.tree.map(
+        lambda x: (
+            np.abs(rng.normal(0, 0.3, x.shape)).astype(np.float32) + 0.1
+            if len(x.shape) == 1
+            else rng.normal(0, 0.1, x.shape).astype(np.float32)
+        ),
+        like,
+    )
+    arrays = to_torchvision(variables["params"], variables["batch_stats"])
+    weights = {name: torch.tensor(np.asarray(x)) for name, x in arrays.items()}
+
+    def convolve(x, name, stride=1):
+        kernel = weights[f"{name}.weight"]
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    def norm(x, name):
+        keys = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(weights[f"{name}.{key}"] for key in keys))
+
+    x = convolve(torch.tensor(images).permute(0, 3, 1, 2), "conv1", stride=2)
+    x = F.max_pool2d(F.relu(norm(x, "bn1")), 3, 2, 1)
+    for stage, count in enumerate((3, 4, 6, 3), start=1):
+        for block in range(count):
+            name = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            y = F.relu(norm(convolve(x, f"{name}.conv1"), f"{name}.bn1"))
+            y = F.relu(norm(convolve(y, f"{name}.conv2", stride), f"{name}.bn2"))
+            y = norm(convolve(y, f"{name}.conv3"), f"{name}.bn3")
+            if block == 0:
+                x = convolve(x, f"{name}.downsample.0", stride)
+                x = norm(x, f"{name}.downsample.1")
+            x = F.relu(x + y)
+    found = jax.jit(encoder.apply)(variables, images).feature
+    want = x.mean((2, 3)).numpy()
+    assert want.std() > 0.1
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4 * want.max())
+
+
 def test_larger_stem_is_prepared_as_imagenet(tmp_path, one_device):
     file = save_theirs(tmp_path / "F.safetensors", theirs(size=7, blocks=(3, 4, 6, 3)))
     data = restore_weights(file).config.data
