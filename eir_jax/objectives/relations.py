@@ -123,7 +123,8 @@ def log_probability(
     rows, excluded, count = candidates
     if not streams(form, rows, len(view), mesh):
         scores, place = _scores(candidates, view, own)
-        return value_at(_log_softmax(scores, temperature), place)
+        below, log_sum = _below_largest(scores, temperature)
+        return value_at(below, place) - log_sum
     query = view / temperature
     if own is None:
         score = jnp.sum(query * read_rows(rows, excluded[:, 0], mesh), axis=1)
@@ -183,13 +184,15 @@ def _relate_dense(
     own1, own2 = (None, None) if own is None else own
     scores1, place = _scores(candidates, view1, own1)
     scores2, _ = _scores(candidates, view2, own2)
-    log_p = _log_softmax(scores1, temperature)
-    log_q = _log_softmax(scores2, temperature)
-    own_p, own_q = value_at(log_p, place), value_at(log_q, place)
+    below1, log_sum1 = _below_largest(scores1, temperature)
+    below2, log_sum2 = _below_largest(scores2, temperature)
+    own_p = value_at(below1, place) - log_sum1
+    own_q = value_at(below2, place) - log_sum2
     ahead = jnp.sum(
         scores1 > value_at(scores1, place)[:, None], axis=1, dtype=jnp.float32
     )
-    watched = (_entropy(log_p), _entropy(log_q), 1 + ahead)
+    entropies = _entropy(below1, log_sum1), _entropy(below2, log_sum2)
+    watched = (*entropies, 1 + ahead)
     if comparison is None:
         return Relations(own_p, own_q, None, *watched)
     taus = _temperatures(comparison)
@@ -198,14 +201,18 @@ def _relate_dense(
         other = columns[None] != place[:, None]
         scores1, scores2 = (jnp.where(other, x, NO_SCORE) for x in (scores1, scores2))
     if taus != (temperature, temperature) or not comparison.own_row:
-        log_p = _log_softmax(scores1, taus[0])
-        log_q = _log_softmax(scores2, taus[1])
+        below1, log_sum1 = _below_largest(scores1, taus[0])
+        below2, log_sum2 = _below_largest(scores2, taus[1])
     if comparison.stop_gradient:
-        log_p = jax.lax.stop_gradient(log_p)
-    difference = jnp.where(scores1 > NO_SCORE, log_p - log_q, 0)
-    divergence = jnp.sum(jnp.exp(log_p) * difference, axis=1)
+        below1, log_sum1 = jax.lax.stop_gradient((below1, log_sum1))
+    # KL(p || q) = E_p[s_1 - s_2] - (L_1 - L_2), L the log-sum-exp of the scores.
+    apart = jnp.where(scores1 > NO_SCORE, below1 - below2, 0)
+    log_sums_apart = log_sum1 - log_sum2
+    p = jnp.exp(below1 - log_sum1[:, None])
+    divergence = jnp.sum(p * apart, axis=1) - log_sums_apart
     if comparison.symmetric:
-        backward = -jnp.sum(jnp.exp(log_q) * difference, axis=1)
+        q = jnp.exp(below2 - log_sum2[:, None])
+        backward = log_sums_apart - jnp.sum(q * apart, axis=1)
         divergence = (divergence + backward) / 2
     return Relations(own_p, own_q, divergence, *watched)
 
@@ -312,14 +319,14 @@ def _without(
     return jnp.where(taken.any(1), NO_SCORE, cosine)
 
 
-def _log_softmax(scores: Float[Array, "batch columns"], temperature: float) -> Array:
-    """Return log softmax(scores / temperature).
+def _below_largest(scores: Float[Array, "batch columns"], temperature: float):
+    """Return how far scores / temperature are below the largest, and their log-sum-exp.
 
     By the largest score itself, which is found once for several temperatures.
     """
     largest = jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
     below = (scores - largest) / temperature
-    return below - jnp.log(jnp.sum(jnp.exp(below), axis=1, keepdims=True))
+    return below, jnp.log(jnp.sum(jnp.exp(below), axis=1))
 
 
 def log_share(own: Array, log_sum: Array) -> Array:
@@ -332,8 +339,9 @@ def log_share(own: Array, log_sum: Array) -> Array:
     return jnp.minimum(ahead, 0) - jnp.log1p(jnp.exp(-jnp.abs(ahead)))
 
 
-def _entropy(log_probability: Float[Array, "batch rows"]) -> Float[Array, " batch"]:
-    return -jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
+def _entropy(below: Float[Array, "batch rows"], log_sum: Float[Array, " batch"]):
+    log_p = below - log_sum[:, None]
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
 
 
 @jax.custom_vjp
