@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     # Queue of 'moco' and 'eir_moco'. That the batch is shuffled before keys are made of
     # it hides what batch norm would tell only where batch_norm.groups is 2 or more.
     c.queue = ConfigDict()
-    c.queue.size = 4096  # keys; best a multiple of batch_size well below the images
+    # Keys; best a multiple of batch_size, and at most a quarter of the images.
+    c.queue.size = 4096
     c.queue.key_momentum = 0.99  # of the key encoder's moving average; in [0, 1)
 
     c.nce = ConfigDict()  # of 'ir_nce'

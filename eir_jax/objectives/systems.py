@@ -82,10 +82,15 @@ def make_objective(
 def problems(config: ConfigDict) -> Iterator[str]:
     """Yield what is wrong with the settings of a system, each with the way out."""
     name = config.objective
-    if config.on_top and name not in (*EIR, *HOSTS):
+    if config.on_top and name == "eir_moco":
         yield (
-            f"on_top=true: objective={name} has no relations of two views to put the "
-            f"intra and inter terms on; use on_top=false, or one of {', '.join(HOSTS)}"
+            "on_top=true: objective=eir_moco has both terms already, with the weights "
+            "of its release; use on_top=false, or objective=moco"
+        )
+    elif config.on_top and name not in (*EIR, *HOSTS):
+        yield (
+            f"on_top=true: objective={name} takes no intra and inter terms; use "
+            f"on_top=false, or one of {', '.join(HOSTS)}"
         )
     if (
         name in ("isif", "simclr")
@@ -120,9 +125,9 @@ def problems(config: ConfigDict) -> Iterator[str]:
             f"and clusters.count={count}: its classifier tells the clusters apart; "
             f"give the same number, like --config.model.num_classes={count}"
         )
-    if name == "deepcluster" and count < 2:
+    if name in ("clusters", "deepcluster") and count < 2:
         yield (
-            f"clusters.count={count} leaves objective=deepcluster nothing to tell "
+            f"clusters.count={count} leaves objective={name} nothing to tell "
             "apart; use 2 or more"
         )
     if name == "and" and config.num_rounds < 2:
@@ -157,7 +162,7 @@ def problems(config: ConfigDict) -> Iterator[str]:
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """Yield what is wrong with them for so many training images."""
     if config.objective in QUEUES and config.queue.size > num_examples:
-        better = _whole_queue(config, num_examples)
+        better = _short_queue(config, num_examples)
         yield (
             f"queue.size={config.queue.size} exceeds the "
             f"{counted(num_examples, 'training image')}; use at most {num_examples}, "
@@ -172,10 +177,7 @@ def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
 
 
 def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
-    """Yield what may cost a system its numbers, for so many training images.
-
-    RESULTS.md has the runs behind each.
-    """
+    """Yield what may cost a system its numbers, for so many training images."""
     name, count = config.objective, config.clusters.count
     steps = num_examples // config.batch_size
     if name == "deepcluster" and count > CLUSTERS_A_STEP * steps > 0:
@@ -199,6 +201,12 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
         )
     if name not in QUEUES:
         return
+    if config.batch_norm.groups == 1:
+        yield (
+            f"batch_norm.groups=1: that objective={name} shuffles the batch before it "
+            "makes keys hides nothing from batch norm over all of it; use 2, or as "
+            "many as the devices"
+        )
     size, batch = config.queue.size, config.batch_size
     if size % batch:
         below = size // batch * batch
@@ -207,19 +215,23 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"queue.size={size} is no multiple of batch_size={batch}: the keys of some "
             f"batches are replaced a part at a time; {words} would be one"
         )
-    if size > _whole_queue(config, num_examples):
+    if size > _short_queue(config, num_examples):
+        # Those that come so late in an epoch, and in the next so early.
+        epoch = num_examples // batch * batch
+        held = min(size, epoch)
+        share = held * (held + batch) / (2 * epoch * num_examples)
         yield (
             f"queue.size={size} is long for "
-            f"{counted(num_examples, 'training image')}: an instance finds its own "
-            "last key among the others'; up to "
-            f"{_whole_queue(config, num_examples)} it seldom does"
+            f"{counted(num_examples, 'training image')}: {100 * share:.0f} % of them find their "
+            "own last key among the others'; use queue.size="
+            f"{_short_queue(config, num_examples)}"
         )
 
 
-def _whole_queue(config: ConfigDict, num_examples: int) -> int:
-    """Return the longest queue of whole batches that leaves one of an epoch out."""
+def _short_queue(config: ConfigDict, num_examples: int) -> int:
+    """Return the longest queue of whole batches within a quarter of the images."""
     batch = config.batch_size
-    return max(num_examples // batch * batch - batch, batch)
+    return max(num_examples // 4 // batch * batch, batch)
 
 
 def training_split(

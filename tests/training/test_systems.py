@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import SmallRun, small_config
+from small import SmallRun, random_batch, small_config
 from test_main import save_arrays
 from test_step import assert_close
 
 from configs import digits
+from eir_jax.data.order import SHUFFLE, epoch_order
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
 from eir_jax.experiments.evaluate import evaluate
+from eir_jax.models.encoder import make_encoder
 from eir_jax.objectives.systems import EIR, SYSTEMS, warnings
 from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system import sharding
@@ -89,17 +91,55 @@ def test_a_loss_that_is_not_finite_enqueues_nothing():
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.memory))
 
 
+def test_keys_are_of_the_key_encoder_and_of_a_shuffled_batch():
+    """Each half of it by itself, as batch norm's groups; each key in its image's row.
+
+    In float64 and by the encoder alone, of one group: the images of a half are all
+    that it is given.
+    """
+    config = small_config(objective="moco", **SETTINGS["moco"], seed=3)
+    half = config.batch_size // 2
+    alone = make_encoder(small_config(**{"model.head": "mlp"}))
+
+    def of_halves(params, statistics, images):
+        return np.concatenate([
+            alone.apply(
+                {"params": params, "batch_stats": statistics},
+                *(part, True),
+                mutable=["batch_stats"],
+            )[0].embedding
+            for part in (images[:half], images[half:])
+        ])  # fmt: skip
+
+    with jax.enable_x64(True):
+        run = SmallRun(config)
+        state = in_float64(run.create())
+        key = jax.tree.map(lambda x: 1.5 * x + 0.01, state.params)  # not the online one
+        state = state.replace(memory=state.memory | {"key": key})
+        images = np.asarray(random_batch(config, 0)["view2"])
+        chance = jax.random.fold_in(jax.random.key(config.seed), SHUFFLE)
+        chance = jax.random.fold_in(jax.random.fold_in(chance, 0), 0)
+        shuffled = np.asarray(jax.random.permutation(chance, len(images)))
+        wanted = np.empty((len(images), config.model.embedding_dim))
+        wanted[shuffled] = of_halves(key, state.batch_stats, images[shuffled])
+        in_order = of_halves(key, state.batch_stats, images)
+        state, _ = take_steps(run, state, 1)
+        queue = np.asarray(state.memory["queue"])[: len(images)]
+    np.testing.assert_allclose(queue, wanted, atol=1e-6)
+    assert np.abs(queue - in_order).max() > 1e-2
+
+
 @pytest.mark.parametrize("name", ["eir_moco", "deepcluster"])
 def test_a_memory_is_restored_on_other_devices(name, tmp_path):
     """Written by eight, read by one: key encoder, queue and pointer; or clusters."""
     config = small_config(objective=name, **SETTINGS[name])
     eight = SmallRun(config, 8)
-    state = eight.create()
+    state, _ = take_steps(eight, eight.create())
     checkpoints = Checkpoints(tmp_path / "c")
     meta = {"num_examples": 70, "train_hash": "", "config": config.to_dict()}
     checkpoints.save(state, meta, None)
     checkpoints.wait()
-    found = checkpoints.restore(0, SmallRun(config, 1).abstract())
+    found = checkpoints.restore(2, SmallRun(config, 1).abstract())
     jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state)
     )
@@ -194,7 +234,7 @@ def sums(workdir, step):
         ("moco", {"queue.size": 1438}, "size=1438 exceeds the 1,437.*1437, better 512"),
         ("clusters", {"clusters.count": 2000}, "exceeds the 1,437.*at most 1437"),
         ("and", {"num_rounds": 1}, "num_rounds=1 would be IR.*num_rounds=5"),
-        ("supervised", {"on_top": True}, "no relations.*on_top=false"),
+        ("supervised", {"on_top": True}, "takes no intra.*on_top=false"),
         ("supervised", {"model.num_classes": 0}, "give the number of classes"),
         ("supervised", {"model.num_classes": 9}, "less than the classes.*use 10"),
         ("isif", {"inter.negatives": "bank"}, "no bank; use inter.negatives=batch"),
@@ -205,12 +245,14 @@ def sums(workdir, step):
         ),
         ("deepcluster", {"clusters.count": 7}, "give the same number.*num_classes=7"),
         ("deepcluster", {"clusters.count": 1, "model.num_classes": 1}, "use 2 or more"),
+        ("clusters", {"clusters.count": 1}, "use 2 or more"),
+        ("eir_moco", {"on_top": True}, "has both terms already.*on_top=false"),
         (
             "deepcluster",
             {"clusters.count": 2000, "model.num_classes": 2000},
             "exceeds the 1,437.*at most 1437",
         ),
-        ("deepcluster", {"on_top": True}, "no relations.*on_top=false"),
+        ("deepcluster", {"on_top": True}, "takes no intra.*on_top=false"),
         ("cmc", {}, "the first 100 train images of digits are grey"),
         ("cmc", {"model.towers": "one"}, "model.towers=one.*use model.towers=lab"),
         ("iraug", {"model.towers": "lab"}, "model.towers=lab.*use model.towers=one"),
@@ -227,9 +269,9 @@ def test_bad_settings_are_refused_in_words(name, changes, words, tmp_path):
     ("size", "words"),
     [
         (512, []),
-        (700, ["no multiple of batch_size=512: .* 512 or 1024", "long .* up to 512"]),
+        (700, ["no multiple of batch_size=512: .* 512 or 1024", "long .*size=512"]),
         (300, ["no multiple of batch_size=512: .*; 512 would be one"]),
-        (1024, ["queue.size=1024 is long for 1,437 training images: .* up to 512 it"]),
+        (1024, ["size=1024 is long for 1,437 training images: 53 %.*use .*size=512"]),
     ],
 )
 def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
@@ -238,6 +280,32 @@ def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
     for said, wanted in zip(found, words, strict=True):
         assert re.search(wanted, said)
     assert not [*warnings(tiny("isif", **{"queue.size": size}), 1437)]
+
+
+@pytest.mark.parametrize(
+    ("images", "size"), [(10_000, 1024), (10_000, 4096), (10_000, 9728), (1437, 1024)]
+)
+def test_so_many_find_their_own_last_key_in_a_queue(images, size):
+    """By the orders of epochs themselves."""
+    batch = 512
+    config = tiny("moco", **{"queue.size": size, "batch_size": batch})
+    shares = []
+    for epoch in range(20):
+        keys, queries = (
+            epoch_order(0, epoch + number, images)[: images // batch * batch]
+            for number in (0, 1)
+        )
+        for at in range(0, len(queries), batch):
+            held = np.concatenate([keys, queries[:at]])[-size:]
+            shares.append(np.isin(queries[at : at + batch], held).mean())
+    said = [*warnings(config, images)]
+    if size < images // 4:
+        assert not said and np.mean(shares) < 0.03
+    else:
+        (share,) = (int(re.search(r"(\d+) % of them", word)[1]) for word in said)
+        assert abs(100 * np.mean(shares) - share) < 1
+        shorter = 2048 if images == 10_000 else 512
+        assert f"use queue.size={shorter}" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +318,12 @@ def test_a_queue_that_may_cost_numbers_is_warned_of(size, words):
             "in 78 steps; use some 156 or fewer",
         ),
         ("ir_nce", {"nce.z_momentum": 0.99}, {}, "0.99 follows the bank"),
+        (
+            "moco",
+            {"batch_norm.groups": 2},
+            {"batch_norm.groups": 1},
+            "hides nothing from batch norm",
+        ),
         (
             "eir_moco",
             {"queue.key_momentum": 0.999},
