@@ -88,6 +88,10 @@ def get_config() -> ConfigDict:
     c.clusters = ConfigDict()  # of 'clusters' and 'deepcluster'
     c.clusters.count = 1000  # at most the images
     c.clusters.iterations = 20  # of k-means
+    # Of 'clusters' alone: for so many epochs ISIF's loss, by two views, stands beside
+    # that of the clusters, whose share grows from .2 to .5; 0: never. The code of PCP,
+    # by authors of EIR, has 180 of 200; whether Table 5's row has them is not public.
+    c.clusters.isif_epochs = 0
     # Of 'deepcluster' alone: principal components of the features, whitened, among
     # which k-means looks, at most; 0: the features as they are.
     c.clusters.components = 256

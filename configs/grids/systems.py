@@ -35,6 +35,7 @@ GRID: dict[str, dict] = {
         "optimizer.nesterov": True,
     },
     "clusters": {"objective": "clusters"},
+    "clusters_with_ISIF": {"objective": "clusters", "clusters.isif_epochs": 27},
     "DeepCluster": {"objective": "deepcluster", "model.num_classes": 1000},
     "CMC": {
         "objective": "cmc",

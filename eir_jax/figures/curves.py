@@ -21,7 +21,7 @@ COLOURS += ["#999933", "#882255", "#117733", "#ddcc77", "#aa4499"]
 DPI = 150
 # Beside these panels there is one for each other number that a run has written.
 PANELS = {
-    "Loss and its terms": ("loss", "loss_instance", "loss_intra", "loss_inter"),
+    "Loss and its terms": ("loss",),
     "kNN top-1 accuracy": ("knn/",),
     "R@K, each image among the others": ("retrieval/",),
     "Learning rate": ("learning_rate",),

@@ -10,12 +10,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from eir_jax.objectives import losses
 from eir_jax.objectives.bank import make_grouped_objective
 from eir_jax.objectives.k_means import first_centres, k_means
-from eir_jax.objectives.objective import Batch, Memory, Objective, Outputs, Scalars
+from eir_jax.objectives.objective import (
+    Batch,
+    Memory,
+    Objective,
+    Outputs,
+    Scalars,
+    share_statistics,
+)
 from eir_jax.objectives.relations import Form, log_share, similarities, streams
 from eir_jax.objectives.streaming import other_rows
 from eir_jax.objectives.sums import NO_SCORE
+
+SHARES = 0.2, 0.5
+"""Of the clusters' loss beside ISIF's, at first and in the end (PCP's code)."""
 
 
 def make_cluster_objective(
@@ -24,25 +35,43 @@ def make_cluster_objective(
     """Return 'clusters': view 1 and a bank, whose rows k-means divides each epoch.
 
     The memory is the bank and `cluster`, a number for each row. In the first epoch,
-    whose bank is random, each row is a cluster: that is IR.
+    whose bank is random, each row is a cluster: that is IR. For the first
+    `clusters.isif_epochs` view 2 is encoded too, and ISIF's loss stands beside that of
+    the clusters, as in the code of PCP (Zhang et al., 2020).
     """
     settings, how = config.clusters, {"form": config.bank.form, "mesh": mesh}
+    until = settings.isif_epochs * (num_examples // config.batch_size)
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
+        view1 = outputs["view1"].embedding
         loss = cluster_loss(
-            *(outputs["view1"].embedding, memory["bank"], memory["cluster"]),
-            *(batch["index"], config.temperature, num_examples),
+            *(view1, memory["bank"], memory["cluster"], batch["index"]),
+            *(config.temperature, num_examples),
             **how,
         )
-        return {"loss_instance": loss}
+        found = {"loss_instance": loss}
+        if until:
+            view2 = outputs["view2"].embedding
+            found["loss_isif"] = losses.isif_loss(view1, view2, config.temperature)
+        return found
+
+    def weights(step) -> dict[str, Array]:
+        first, last = SHARES
+        grown = first + (last - first) * step / until
+        share = jnp.where(step < until, grown, 1.0)
+        return {"loss_instance": share, "loss_isif": 1 - share}
 
     def find(rows: Array, period: Array) -> Array:
         start = first_centres(rows, config.seed, period, settings.count, num_examples)
         return k_means(rows, start, num_examples, settings.iterations, mesh)
 
-    return make_grouped_objective(
+    found = make_grouped_objective(
         config, num_examples, mesh, "cluster", terms, find, "epoch"
     )
+    if not until:
+        return found
+    slots = share_statistics(["view1", "view2"], config.batch_norm.sharing)
+    return found._replace(slots=slots, weights=weights)
 
 
 def cluster_loss(

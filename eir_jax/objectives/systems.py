@@ -222,8 +222,8 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
         share = held * (held + batch) / (2 * epoch * num_examples)
         yield (
             f"queue.size={size} is long for "
-            f"{counted(num_examples, 'training image')}: {100 * share:.0f} % of them find their "
-            "own last key among the others'; use queue.size="
+            f"{counted(num_examples, 'training image')}: {100 * share:.0f} % of them "
+            "find their own last key among the others'; use queue.size="
             f"{_short_queue(config, num_examples)}"
         )
 

@@ -51,7 +51,8 @@ RULES = {
         "intra.ramp_steps inter.ramp_steps data.held_out_seed linear.seed "
         "retrieval.nmi_limit "
         "optimizer.milestones data.train_classes data.test_classes data.expected "
-        "model.num_classes optimizer.warmup_epochs clusters.components",
+        "model.num_classes optimizer.warmup_epochs clusters.components "
+        "clusters.isif_epochs",
     ),
     "at least 1 and at most 2147483647": (
         lambda x: 1 <= x < 2**31,

@@ -10,6 +10,7 @@ import reference
 from sklearn.cluster import KMeans
 from small import small_config
 
+from eir_jax.models.encoder import EncoderOutput
 from eir_jax.objectives import losses
 from eir_jax.objectives.clusters import cluster_loss
 from eir_jax.objectives.k_means import k_means
@@ -133,6 +134,35 @@ def test_cluster_loss():
     candidates = bank_candidates(bank, jnp.asarray(index), 8)
     ir = losses.ir_loss(log_probability(view32, candidates, TAU, form="dense"))
     assert loss(view32, jnp.arange(len(bank))) == ir
+
+
+def test_isif_beside_the_clusters():
+    """(1 - t) ISIF + t clusters, t from .2 to .5 over 180 epochs; then clusters."""
+    changes = {"clusters.isif_epochs": 180, "batch_size": 3, "model.embedding_dim": 4}
+    config = small_config(objective="clusters", **changes)
+    objective = make_objective(config, 8)
+    assert [slot.name for slot in objective.slots] == ["view1", "view2"]
+    for epoch, share in ((0, 0.2), (60, 0.3), (120, 0.4), (180, 1), (200, 1)):
+        weights = objective.weights(jnp.int32(epoch * (8 // 3)))
+        assert weights["loss_instance"] == pytest.approx(share)
+        assert weights["loss_isif"] == pytest.approx(1 - share)
+
+    rows, views = random_rows(8), random_rows(6, seed=1)
+    cluster, index = np.array([0, 1, 2, 0, 1, 1, 0, 0]), np.array([2, 5, 0])
+    bank = jnp.asarray(rows, jnp.float32)
+    outputs = {
+        name: EncoderOutput(jnp.asarray(x), jnp.asarray(x))
+        for name, x in (("view1", views[:3]), ("view2", views[3:]))
+    }
+    memory = {"bank": bank, "cluster": jnp.asarray(cluster)}
+    found = objective.terms(outputs, memory, {"index": jnp.asarray(index)})
+    p = reference.softmax(views[:3] @ rows.T / TAU)
+    members = cluster[None] == cluster[index][:, None]
+    wanted = -np.log((p * members).sum(1)).mean()
+    assert found["loss_instance"] == pytest.approx(wanted, rel=1e-5)
+    assert found["loss_isif"] == pytest.approx(
+        reference.isif(views, views, TAU), rel=1e-5
+    )
 
 
 @EIGHT

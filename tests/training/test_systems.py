@@ -34,7 +34,7 @@ SETTINGS = {
     "eir_moco": {"queue.size": 32, "batch_norm.groups": 2},
     "ir_nce": {"nce.negatives": 20},
     "and": {"num_rounds": 2},
-    "clusters": {"clusters.count": 5},
+    "clusters": {"clusters.count": 5, "clusters.isif_epochs": 1},
     "deepcluster": {"clusters.count": 5, "model.num_classes": 5},
     "cmc": {"model.towers": "lab"},
 }
