@@ -159,7 +159,9 @@ def test_slurm_script_runs_srun_with_the_flags(tmp_path):
         text=True,
     )
     assert found.returncode == 0 and found.stdout.startswith("+ 'srun'")
-    assert "--kill-on-bad-exit=1" in found.stdout.splitlines()
+    # By 1, or where the cluster has it so, tasks that end by 75 a second after the
+    # first are killed, and srun's status is 143 (seen with Slurm 22.05).
+    assert "--kill-on-bad-exit=0" in found.stdout.splitlines()
     tail = [".venv/bin/python", "-m", "eir_jax.main", "--workdir=/a b"]
     assert found.stdout.splitlines()[-4:] == tail
 
