@@ -10,18 +10,19 @@
 # Ctrl-C and SIGTERM are passed on; when one process dies, the others are ended.
 set -uo pipefail
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || { echo "error: bash is older than 4.4" >&2; exit 2; }
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} # called from any folder
 
 usage() { echo "error: $1; usage: launch/local.sh N [main|evaluate|embed] FLAGS..." >&2; exit 2; }
 [[ ${1-} =~ ^[1-9][0-9]*$ ]] || usage "the number of processes is '${1-}'"
 count=$1 module=main
 shift
 case ${1-} in main | evaluate | embed) module=$1; shift ;; esac
-python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+python=${PYTHON:-$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python3)}
 
 gpus=()
 if [[ ${JAX_PLATFORMS-} != cpu ]]; then
-  if [[ -n ${CUDA_VISIBLE_DEVICES-} ]]; then
+  if [[ -v CUDA_VISIBLE_DEVICES ]]; then # if empty, none
     IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
   elif command -v nvidia-smi > /dev/null; then
     mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)
@@ -29,6 +30,7 @@ if [[ ${JAX_PLATFORMS-} != cpu ]]; then
 fi
 devices=${#gpus[@]} kind=GPUs
 ((devices)) || { devices=${JAX_NUM_CPU_DEVICES:-$count} kind="CPU devices"; }
+[[ $devices =~ ^[1-9][0-9]*$ ]] || usage "JAX_NUM_CPU_DEVICES is '$devices'"
 ((devices % count == 0)) || usage "$devices $kind do not divide over $count processes"
 share=$((devices / count))
 

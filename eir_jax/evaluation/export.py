@@ -16,7 +16,7 @@ from eir_jax.models.encoder import make_encoder
 from eir_jax.models.resnet import BOTTLENECKS
 from eir_jax.models.weights import sha256, to_torchvision, write_bytes, write_weights
 from eir_jax.run.record import commit, read_sessions
-from eir_jax.system.errors import UserError
+from eir_jax.system.errors import UserError, first_line
 from eir_jax.system.files import check_writable
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -65,7 +65,6 @@ def about(run: Run, workdir: Path) -> dict[str, Any]:
     side = data.resize or data.image_size
     step = int(run.state.step)
     sessions = read_sessions(workdir)
-    evaluation = workdir / "eval" / f"step_{step}.json"
     return {
         "program": f"eir_jax {__version__}",
         "commit": commit(),
@@ -78,8 +77,22 @@ def about(run: Run, workdir: Path) -> dict[str, Any]:
         "num_examples": run.meta["num_examples"],
         "train_hash": run.meta["train_hash"],
         "checksums": run.meta["checksums"],
-        "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else {},
+        "evaluation": _evaluation(workdir / "eval" / f"step_{step}.json"),
     }
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    """Return what an evaluation found; nothing, and that said, of one cut short."""
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        print(
+            f"warning: {file} cannot be read ({first_line(error)}); the weights note "
+            "no numbers: evaluate the run again for them"
+        )
+        return {}
 
 
 def check_target(file: Path) -> None:

@@ -167,6 +167,5 @@ def collapse_warning(std: float) -> str:
     """Return what a user should know when `embedding_std` is below COLLAPSED_STD."""
     return (
         f"the embedding has collapsed: its standard deviation is {std:.4f} (1 when "
-        "spread out); all images look alike to it; lower optimizer.learning_rate or "
-        "lambda_intra"
+        "spread out); all images look alike to it"
     )

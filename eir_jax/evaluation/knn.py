@@ -191,6 +191,8 @@ def check_neighbours(k: Iterable[int], most: int | None = None) -> tuple[int, ..
     Raises:
         UserError: there are none, or one is out of range.
     """
+    if isinstance(k, (int, np.integer)):
+        raise UserError(f"k={k} is one number; give some, as k=({k},)")
     k = tuple(dict.fromkeys(k))
     if not k or min(k) < 1 or (most is not None and max(k) > most):
         upper = "" if most is None else f" and at most {most}"

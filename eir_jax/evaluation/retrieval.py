@@ -16,6 +16,7 @@ from eir_jax.evaluation.nearest import nearest
 from eir_jax.system.errors import UserError
 
 STARTS = 10  # of k-means
+AT_ONCE = 1024  # rows: of each some tens of bytes for each of its neighbours
 
 
 def recall_at_k(
@@ -70,7 +71,7 @@ def retrieval_scores(
     """
     k = check_neighbours(k)
     _, count = np.unique(label, return_counts=True)
-    depth = max(max(k), int(count.max()) - 1)
+    depth = max(max(k), int(count.max(initial=1)) - 1)
     found, checked = _neighbour_labels(embedding, label, depth, mesh, progress)
     recall = recall_of_neighbours(found, checked, k=k)
     scores: dict[str, float | None] = {f"R@{n}": value for n, value in recall.items()}
@@ -109,12 +110,16 @@ def precision_of_neighbours(
     rows = np.flatnonzero(others)
     if not len(rows):
         return None, None
-    others = others[rows, None]
     place = np.arange(1, neighbour_label.shape[1] + 1)[None]
-    hit = (neighbour_label[rows] == query_label[rows, None]) & (place <= others)
-    precision = np.cumsum(hit, axis=1) / place
-    average = (precision * hit).sum(axis=1) / others[:, 0]
-    return float(average.mean()), float((hit.sum(axis=1) / others[:, 0]).mean())
+    average, share = np.empty((2, len(rows)))
+    for start in range(0, len(rows), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        own, other = query_label[rows[some], None], others[rows[some], None]
+        hit = (neighbour_label[rows[some]] == own) & (place <= other)
+        precision = np.cumsum(hit, axis=1) / place
+        average[some] = (precision * hit).sum(axis=1) / other[:, 0]
+        share[some] = hit.sum(axis=1) / other[:, 0]
+    return float(average.mean()), float(share.mean())
 
 
 def clustering_nmi(

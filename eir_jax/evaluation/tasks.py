@@ -109,16 +109,16 @@ def knn(subject: Subject, progress: Progress | None = None) -> Result:
     parts: dict[str, Any] = {}
     ranks = [(1, ""), *[(5, "_top5")] * (len(np.unique(gallery.labels)) > 5)]
     searches = [
-        ("knn", query.embedding, gallery.embedding),
-        ("knn_feature", query.feature, gallery.feature),
+        ("knn", "embedding", query.embedding, gallery.embedding),
+        ("knn_feature", "feature", query.feature, gallery.feature),
     ]
     if "bank" in subject.run.state.memory:  # a row for each training image
         bank = sharding.fetch(subject.run.state.memory["bank"])[found.voters]
-        searches.append(("knn_bank", query.embedding, bank))
-    for number, (name, asked, voting) in enumerate(searches):
+        searches.append(("knn_bank", "bank", query.embedding, bank))
+    for number, (name, what, asked, voting) in enumerate(searches):
         similarity, index = nearest(
-            unit_rows(asked, "queries"),
-            unit_rows(voting, name),
+            unit_rows(asked, f"the queries ({what})"),
+            unit_rows(voting, f"train ({what})"),
             max(k),
             exclude=found.own,
             mesh=mesh,

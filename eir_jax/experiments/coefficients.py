@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eir_jax.experiments.ledger import read_run
+from eir_jax.experiments.ledger import SUFFIX, read_run
 from eir_jax.experiments.runs import FinishedRun, check_rules, telling, whole_run
 from eir_jax.system.config import read_config
 from eir_jax.system.errors import UserError
@@ -16,6 +16,8 @@ def finished(path: Path) -> FinishedRun:
     Raises:
       UserError: there is none.
     """
+    if path.suffix == SUFFIX and path.is_file():
+        raise UserError(f"{path} is a ledger; name a run of it, as {path}/NAME")
     record = read_run(path)
     if record is None:
         read_config(path / "config.json")  # says where there is no run at all

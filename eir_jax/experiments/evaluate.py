@@ -11,6 +11,7 @@ from eir_jax.system.errors import UserError, enough_memory
 from eir_jax.system.files import check_folder, check_writable, write_json
 
 if TYPE_CHECKING:
+    from eir_jax.evaluation.restore import Run
     from eir_jax.experiments.elsewhere import Judged
 
 TASKS = ("knn", "linear", "retrieval", "health", "figures")
@@ -86,6 +87,11 @@ def evaluate(
     target = processes.output(out or workdir)
     path = target / "eval" / f"step_{int(run.state.step)}.json"
     check_outputs(target, path, not tasks or "figures" in tasks)
+    check_no_other_run(out or workdir, None if judged else workdir)
+    made = made_by(workdir)
+    beside = None
+    if compare is not None:
+        beside = check_comparable(compare, restore_run(compare), run)
     if judged is None:
         dataset = load_data(run, data_path)
     refused = refused_tasks(dataset, run.config)
@@ -118,6 +124,8 @@ def evaluate(
     }
     if not tasks:
         record["refused"] = refused
+    if judged is None and run.meta["num_examples"] != shared["data"]["train_images"]:
+        record["trained_images"] = run.meta["num_examples"]  # the labelled ones
     before = read_before(record, path)
     merged = with_other_tasks(record, before)
     for task in (task for task in wanted if task in all_tasks.TASKS):
@@ -152,7 +160,7 @@ def evaluate(
     pictures = {}
     if "figures" in wanted:
         try:
-            pictures = draw(workdir, target / "figures", subject, compare)
+            pictures = draw(workdir, target / "figures", subject, compare, beside)
         except UserError as error:
             failed["figures"] = str(error)
             print(f"without figures: {error}")
@@ -161,7 +169,7 @@ def evaluate(
         flatten(run.config),
         pictures,
         target / "report.html",
-        made=made_by(workdir),
+        made=made,
         paper=run.config.paper.to_dict() or None,
         compare=other,
     )
@@ -188,6 +196,35 @@ def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
         raise UserError(
             f"{error}; give --out=DIR, another folder, to write the evaluation there"
         ) from None
+
+
+def check_no_other_run(target: Path, workdir: Path | None) -> None:
+    """Refuse to write into the workdir of a run what is not that run's evaluation.
+
+    Raises:
+      UserError: naming the folder.
+    """
+    is_run = (target / "checkpoints").exists() or (target / "run.json").exists()
+    if is_run and (workdir is None or target.resolve() != workdir.resolve()):
+        raise UserError(
+            f"{target} is the workdir of a run, whose own evaluation would be lost; "
+            "give --out=DIR, another folder"
+        )
+
+
+def check_comparable(workdir: Path, other: "Run", run: "Run") -> "Run":
+    """Return the run to be set beside another, where it looks at images of one size.
+
+    Raises:
+      UserError: it does not.
+    """
+    theirs, ours = (x.config.data.image_size for x in (other, run))
+    if theirs != ours:
+        raise UserError(
+            f"--compare={workdir} is a run on images of {theirs} px, and this one is "
+            f"on {ours} px; compare runs on images of the same size"
+        )
+    return other
 
 
 def _run_task(task: Callable, title: str, subject) -> tuple[dict[str, Any], Any]:
@@ -230,13 +267,25 @@ def with_other_tasks(record: dict[str, Any], before: dict[str, Any]) -> dict[str
     return kept | record | {"protocol": protocol}
 
 
-def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str, Path]:
+def draw(
+    workdir: Path,
+    folder: Path,
+    subject,
+    compare: Path | None,
+    other: "Run | None",
+) -> dict[str, Path]:
     """Draw the pictures of a run into `folder`; return {title: file}.
 
     Those for which there are too few images, or no curves, are left out, with a line.
+
+    Args:
+      workdir: of the run.
+      folder: to draw into.
+      subject: the run's embeddings.
+      compare: workdir of another run, beside whose neighbours the run's are drawn.
+      other: that run.
     """
     from eir_jax.evaluation.allowed import judged_split
-    from eir_jax.evaluation.restore import restore_run
     from eir_jax.figures.curves import draw_training_curves
     from eir_jax.figures.neighbours import draw_neighbours
     from eir_jax.figures.tsne import LEAST_POINTS, draw_tsne
@@ -249,8 +298,7 @@ def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str
         print(f"without a picture of neighbours: there is {count} {split} image")
     else:
         rows = {"": query.embedding}
-        if compare is not None:
-            other = restore_run(compare)
+        if compare is not None and other is not None:
             ours, theirs = workdir.name, compare.name
             if ours == theirs:  # a/digits and b/digits: each keeps its row
                 ours, theirs = str(workdir), str(compare)
@@ -277,8 +325,11 @@ def draw(workdir: Path, folder: Path, subject, compare: Path | None) -> dict[str
         draw_tsne(query.embedding, query.labels, drawn, class_names=names)
     metrics = workdir / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
-        pictures["Training"] = folder / "training.png"
-        draw_training_curves(metrics, folder / "training.png")
+        try:
+            draw_training_curves(metrics, folder / "training.png")
+            pictures["Training"] = folder / "training.png"
+        except UserError as error:
+            print(f"without curves of training: {error}")
     return pictures
 
 

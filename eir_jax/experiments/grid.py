@@ -37,7 +37,7 @@ def load_grid(name_or_file: str) -> Grid:
     try:
         with importing_configs():
             found = runpy.run_path(str(file))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # it may call sys.exit
         raise UserError(
             f"grid {path} fails: {type(error).__name__}: {error}"
         ) from error
@@ -57,6 +57,8 @@ def load_grid(name_or_file: str) -> Grid:
     if not isinstance(figures, dict):
         raise UserError(f"{path}: FIGURES is no {{file: {{key: value}}}}")
     for file, figure in figures.items():
+        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.+=-]*\.png", file):
+            raise UserError(f"{path}: {file!r} of FIGURES is no name of a .png")
         if not isinstance(figure, dict) or not (
             {"x", "rows"} <= figure.keys() <= FIGURE_KEYS and figure["rows"]
         ):

@@ -51,8 +51,12 @@ def find_records(place: Path) -> Iterator[tuple[Path, Record | None]]:
         return
     if not place.is_dir():
         raise UserError(f"there is no folder or ledger {in_words(place)}")
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
+
     seen = set()
-    for path, folders, files in os.walk(place, followlinks=True):
+    for path, folders, files in os.walk(place, followlinks=True, onerror=refuse):
         if (real := os.path.realpath(path)) in seen:
             folders.clear()
             continue

@@ -69,7 +69,9 @@ def round_ends(config: ConfigDict, evaluation: dict[str, Any]) -> list[int]:
       config: of the run.
       evaluation: of any of its steps, which knows the number of images.
     """
-    images = evaluation["protocol"]["data"]["train_images"]
+    images = evaluation.get(
+        "trained_images", evaluation["protocol"]["data"]["train_images"]
+    )
     steps = config.num_epochs * (images // max(config.batch_size, 1))
     return [number * steps for number in range(1, config.num_rounds + 1)]
 

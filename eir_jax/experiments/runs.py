@@ -241,7 +241,8 @@ def title(number: str) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table whose first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 

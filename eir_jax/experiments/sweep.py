@@ -59,7 +59,7 @@ def plan(
                     f"{grid.path}: {file} asks for the setting {key}, which there is "
                     "not; see configs/base.py"
                 )
-        if not isinstance(known[figure["x"]], (int, float)):
+        if type(known[figure["x"]]) not in (int, float):
             raise UserError(
                 f"{grid.path}: {file} has x={figure['x']}, which is no number"
             )
@@ -156,7 +156,7 @@ def is_evaluated(run: FinishedRun, tasks: tuple[str, ...]) -> bool:
 
 
 def seeds_in(workdir: Path, grid: Grid) -> set[int]:
-    """Return the seeds of all runs that a sweep left there."""
+    """Return the seeds of all runs that a sweep left there; of no other folders."""
     folders = (path for name in grid.settings for path in (workdir / name).glob("*"))
     matches = (re.fullmatch(r"seed(\d+)", path.name) for path in folders)
-    return {int(match[1]) for match in matches if match}
+    return {int(match[1]) for match in matches if match and int(match[1]) < 2**31}

@@ -245,7 +245,7 @@ def _ran_on(sessions: list[Session], step: int) -> list[str]:
     end = sessions[-1]["to_step"]
     notes = [f"{len(sessions)} starts"] if len(sessions) > 1 else []
     notes += [f"to step {end:,}"] if end > step else []
-    commands = dict.fromkeys(s["command"].replace("|", "\\|") for s in sessions)
+    commands = dict.fromkeys(s["command"] for s in sessions)
     return [
         ", ".join(commits),
         "; ".join(hardware),

@@ -201,7 +201,9 @@ def coefficient_means(
             line = values.setdefault(str(row.get(group, "")) if group else "", {})
             line.setdefault(float(row[x]), []).append(float(row[y]))
     if not values:
-        raise UserError(f"none of the {len(rows)} runs has both '{x}' and '{y}'")
+        raise UserError(
+            f"none of the {len(rows)} runs has a number for both '{x}' and '{y}'"
+        )
     lines = {}
     for name, line in values.items():
         runs = [line[at] for at in sorted(line)]

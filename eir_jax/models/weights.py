@@ -160,9 +160,9 @@ def read_weights(file: Path) -> Weights:
     if not file.is_file():
         raise UserError(f"there is no file of weights {file}")
     about: dict[str, Any] = {}
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         found, about = _read_safetensors(file)
-    elif file.suffix in TORCH_SUFFIXES:
+    elif file.suffix.lower() in TORCH_SUFFIXES:
         found = _read_torch(file)
     else:
         raise UserError(

@@ -266,7 +266,7 @@ def _run_config_file(path: Path) -> ConfigDict:
         with importing_configs():
             spec.loader.exec_module(module)
             config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # it may call sys.exit
         raise UserError(
             f"config file {path} fails: {type(error).__name__}: {error}"
         ) from error

@@ -58,7 +58,10 @@ def evaluate(
     found["health"] |= health.against_pixels(gallery, train.images, train.labels)
     std = found["health"].get("embedding_std", 1.0)
     if std < health.COLLAPSED_STD:
-        found["warning"] = health.collapse_warning(std)
+        found["warning"] = (
+            f"{health.collapse_warning(std)}; lower optimizer.learning_rate or "
+            "lambda_intra"
+        )
     if votes:
         asked, k = knn_votes(dataset, config)
         if asked.own is None:

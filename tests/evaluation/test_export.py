@@ -119,6 +119,17 @@ def test_safetensors_come_back_to_the_bit(exported, tmp_path):
     )
 
 
+def test_an_evaluation_that_was_cut_short_is_said_and_left_out(
+    exported, tmp_path, capsys
+):
+    _, run, *_ = exported
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "step_3.json").write_text('{"knn": {')
+    export(run, tmp_path, tmp_path / "F.safetensors")
+    assert "step_3.json cannot be read" in capsys.readouterr().out
+    assert read_weights(tmp_path / "F.safetensors").about["evaluation"] == {}
+
+
 def test_onnxruntime_says_the_same(exported, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     workdir, run, images, expected = exported

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from eir_jax.evaluation import retrieval
 from eir_jax.evaluation.retrieval import (
     clustering_nmi,
     recall_at_k,
@@ -63,6 +64,15 @@ def test_devices_change_nothing():
     x, label = data(333)
     mesh = sharding.make_mesh()
     assert recall_at_k(x, label, mesh=mesh) == recall_at_k(x, label)
+
+
+def test_rows_at_once_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, 60)
+    found = label[rng.permuted(np.tile(np.arange(60), (60, 1)), axis=1)]
+    whole = retrieval.precision_of_neighbours(found, label)
+    monkeypatch.setattr(retrieval, "AT_ONCE", 7)
+    assert retrieval.precision_of_neighbours(found, label) == whole
 
 
 def test_from_neighbours():

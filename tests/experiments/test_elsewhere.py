@@ -12,6 +12,7 @@ import eir_jax
 from eir_jax.evaluation.export import export
 from eir_jax.evaluation.knn import knn_accuracy
 from eir_jax.evaluation.restore import restore_run
+from eir_jax.experiments.evaluate import check_comparable
 from eir_jax.run.checkpoint import Checkpoints
 from eir_jax.system.config import save_config
 from eir_jax.system.errors import UserError
@@ -125,14 +126,41 @@ def test_run_on_another_data_set(workdir, other_data, one_device):
 
 def test_weights_are_judged_as_the_run(workdir, other_data, tmp_path, one_device):
     config, _ = other_data
-    export(restore_run(workdir), workdir, tmp_path / "F.safetensors")
-    words = [f"--weights={tmp_path / 'F.safetensors'}", f"--config={config}"]
+    export(restore_run(workdir), workdir, tmp_path / "F.SAFETENSORS")
+    words = [f"--weights={tmp_path / 'F.SAFETENSORS'}", f"--config={config}"]
     record = evaluated(tmp_path / "o", *words, f"--out={tmp_path / 'o'}")
     by_run = evaluated(
         tmp_path / "p", f"--workdir={workdir}", words[1], f"--out={tmp_path / 'p'}"
     )
     assert record["knn"] == by_run["knn"] and record["health"] == by_run["health"]
-    assert record["protocol"]["encoder"].startswith("weights F.safetensors (")
+    assert record["protocol"]["encoder"].startswith("weights F.SAFETENSORS (")
+
+
+def test_an_evaluation_is_not_written_over_that_of_another_run(
+    workdir, other_data, files, one_device
+):
+    config, _ = other_data
+    both = ",".join(map(str, files))
+    for words in (
+        [f"--workdir={workdir}", f"--config={config}"],
+        [f"--embeddings={both}"],
+    ):
+        with pytest.raises(UserError, match=r"is the workdir of a run, .* give --out"):
+            evaluated(workdir, *words, f"--out={workdir}")
+    assert not (workdir / "report.html").exists()
+
+
+def test_what_cannot_be_compared_is_refused_at_once(workdir, one_device, tmp_path):
+    run = restore_run(workdir)
+    larger = run.config.copy_and_resolve_references()
+    larger.data.image_size = 32
+    assert check_comparable(workdir, run, run) is run
+    with pytest.raises(UserError, match="images of 8 px, and this one is on 32 px"):
+        check_comparable(workdir, run, run._replace(config=larger))
+    words = [f"--workdir={workdir}", f"--compare={tmp_path / 'no'}"]
+    with pytest.raises(UserError, match="/no is no workdir"):
+        command.main([*words, f"--out={tmp_path / 'o'}"])
+    assert not list((tmp_path / "o").rglob("*.json"))
 
 
 def test_from_python_as_by_the_command(files, workdir, other_data, tmp_path, capfd):
@@ -201,6 +229,10 @@ def test_bad_embeddings_are_refused(files, tmp_path, one_device):
     assert "holds no 'embedding'" in said(files[0], rows=rows)
     assert "'feature' of" in said(files[0], embedding=rows, feature=rows[:3])
     assert "are zero" in said(files[0], embedding=0 * rows)
+    wide = dict(np.load(files[0]))
+    zeros = np.zeros_like(wide["embedding"])
+    found = said(files[0], **wide, feature=zeros)
+    assert "60 rows of the queries (feature) are zero" in found
     assert "no labels" in said(embedding=rows)
     for label in (-3, 2**40):  # neither unlabelled nor a class
         label = np.array([0, 1, 1, label])

@@ -366,6 +366,9 @@ def test_bad_command_lines_are_refused(tmp_path, more, message):
         ("GRID = {}", "holds no GRID"),
         ("x = 1", "holds no GRID"),
         ("1 / 0", "fails: ZeroDivisionError"),
+        ("import sys; sys.exit()", "fails: SystemExit"),
+        ("GRID = {'a': {}}\nFIGURES = {1: {}}", "1 of FIGURES is no name of a .png"),
+        ("GRID = {'a': {}}\nFIGURES = {'table.md': {}}", "'table.md' of FIGURES is no"),
         ("GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed'}}", "needs x and rows"),
         ("GRID = {'a': {}}\nFIGURES = 'x'", "FIGURES is no"),
         ("GRID = {'a': {}}\nFIGURES = {'f.png': 3}", "needs x and rows"),
@@ -389,6 +392,10 @@ def test_bad_command_lines_are_refused(tmp_path, more, message):
         (
             "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'data.name', 'rows': ['a']}}",
             "x=data.name, which is no number",
+        ),
+        (
+            "GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'on_top', 'rows': ['a']}}",
+            "x=on_top, which is no number",
         ),
     ],
 )

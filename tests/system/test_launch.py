@@ -1,5 +1,6 @@
 """The launchers: local.sh with a stand-in for Python, the others by their structure."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -28,6 +29,10 @@ def test_the_container_holds_what_it_names():
     (folder,) = re.findall(r"^WORKDIR (\S+)", text, re.MULTILINE)
     jobset = (LAUNCH / "kubernetes-jobset.yaml").read_text()
     assert f"workingDir: {folder}\n" in jobset and "launch/Dockerfile" in jobset
+    kept = (root / ".dockerignore").read_text().split()
+    assert "*" in kept and {f"!{name.strip('/')}" for name in copied} <= {*kept}
+    (user,) = re.findall(r"^USER (\d+)$", text, re.MULTILINE)
+    assert f"--uid {user} " in text and f"fsGroup: {user}\n" in jobset
 
 
 def free_port():
@@ -84,6 +89,8 @@ def test_local_splits_devices_and_passes_flags_on(stand_in):
         assert line.startswith("-m eir_jax.evaluate --coordinator=127.0.0.1:12345 ")
         assert "--num_processes=2" in line and "--a=b c" in line
     assert len(commands) == 2 and all("'--a=b c'" in line for line in commands)
+    none = local(stand_in, "2", show, CUDA_VISIBLE_DEVICES="")
+    assert result(none)[1] == ["0 1 ", "1 1 "]
     gpus = local(stand_in, "2", show, CUDA_VISIBLE_DEVICES="0,2,5,7")
     status, out, said, _ = result(gpus)
     assert status == 0 and out == ["0  0,2", "1  5,7"]
@@ -96,6 +103,16 @@ def test_local_refuses_what_does_not_divide(stand_in):
         assert status == 2 and len(said) == 1 and part in said[0]
     status, _, said, _ = result(local(stand_in, "2", CUDA_VISIBLE_DEVICES="0,1,2"))
     assert status == 2 and "3 GPUs do not divide over 2 processes" in said[0]
+    status, _, said, _ = result(local(stand_in, "2", JAX_NUM_CPU_DEVICES="six"))
+    assert status == 2 and "JAX_NUM_CPU_DEVICES is 'six'" in said[0]
+
+
+def test_local_runs_in_the_folder_that_it_is_called_from(stand_in, tmp_path):
+    """Relative paths mean what they say there; the program is found all the same."""
+    show = 'echo "$PWD $PYTHONPATH"'
+    with contextlib.chdir(tmp_path):
+        status, out, *_ = result(local(stand_in, "1", show))
+    assert status == 0 and out == [f"{tmp_path} {LAUNCH.parent}"]
 
 
 def test_local_ends_the_others_when_one_dies(stand_in):

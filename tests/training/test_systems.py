@@ -17,6 +17,7 @@ from eir_jax.data.order import SHUFFLE, epoch_order
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.evaluation.embed import make_embed
 from eir_jax.evaluation.restore import restore_run
+from eir_jax.experiments.coefficients import finished
 from eir_jax.experiments.evaluate import evaluate
 from eir_jax.models.encoder import make_encoder
 from eir_jax.objectives.systems import EIR, SYSTEMS, warnings
@@ -373,4 +374,6 @@ def test_supervised_leaves_unlabelled_images_out(tmp_path):
     assert train_and_evaluate(config, tmp_path / "w") == 0
     found = restore_run(tmp_path / "w")
     assert int(found.state.step) == 2 and found.meta["num_examples"] == 40
-    assert "knn" in evaluate(tmp_path / "w", tasks=("knn",))
+    found = evaluate(tmp_path / "w", tasks=("knn",))
+    assert "knn" in found and found["trained_images"] == 40
+    assert finished(tmp_path / "w").is_whole
