@@ -236,13 +236,12 @@ def evaluate(
       UserError: no checkpoint, weights or embeddings; other data than the checkpoint's;
         or arguments that do not go together.
     """
-    from eir_jax.experiments.evaluate import TASKS, print_remarks, print_task
+    from eir_jax.experiments.evaluate import check_tasks, print_remarks, print_task
     from eir_jax.experiments.evaluate import evaluate as evaluate_run
 
     cli.quiet_orbax()
     compilation_cache.keep_compiled()
-    if unknown := sorted({*tasks} - {*TASKS}):
-        raise UserError(f"there is no task '{unknown[0]}'; choose of {','.join(TASKS)}")
+    check_tasks(tuple(tasks))
     words = _words(settings)
     one = isinstance(source, (str, PathLike))
     files = [_path(x) for x in ([source] if one else source)]  # type: ignore

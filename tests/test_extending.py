@@ -1,5 +1,6 @@
 """docs/extending.md does what it says: its code is run as it stands there."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,6 @@ from configs import digits
 from eir_jax.data.sources import SOURCES
 from eir_jax.evaluation import restore
 from eir_jax.evaluation.tasks import TASKS
-from eir_jax.experiments.evaluate import evaluate
 from eir_jax.models.resnet import BLOCKS
 from eir_jax.training import parts
 from eir_jax.training.loop import train_and_evaluate
@@ -54,7 +54,7 @@ def tables():
         table.update(entries)
 
 
-def test_all_four_together(examples, tables, tmp_path, monkeypatch, one_device):
+def test_all_four_together(examples, tables, tmp_path, monkeypatch, one_device, capsys):
     """A new system with a new backbone on a new data set, judged by a new task."""
     for heading in ("A data set", "A backbone", "An evaluation"):
         run(examples[heading])
@@ -78,7 +78,10 @@ def test_all_four_together(examples, tables, tmp_path, monkeypatch, one_device):
     assert train_and_evaluate(config, tmp_path / "w") == 0
     lines = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["loss_spread"] for line in lines[:1])
-    record = evaluate(tmp_path / "w", tasks=("knn", "silhouette"))
+    words = [f"--workdir={tmp_path / 'w'}", "--tasks=knn,silhouette"]
+    assert importlib.import_module("eir_jax.evaluate").main(words) == 0
+    assert "silhouette of stripes" in capsys.readouterr().out
+    record = json.loads((tmp_path / "w" / "eval" / "step_8.json").read_text())
     assert -1 <= record["silhouette"]["cosine"] <= 1
     assert record["protocol"]["silhouette"]["metric"] == "silhouette, cosine"
     assert "knn_bank" not in record  # this system has none

@@ -239,6 +239,11 @@ def load_data(run: Run, data_path: str | None = None) -> Dataset:
       UserError: it cannot be had, or its training images are not the checkpoint's.
     """
     if data_path is not None:
+        if not run.config.data.path:
+            raise UserError(
+                f"--data_path={data_path}: this run's data, data.source="
+                f"{run.config.data.source}, lies at no path; leave it out"
+            )
         run.config.data.path = data_path
     check_data_there(run.config.data)
     dataset = load(run.config.data)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from eir_jax.evaluation.restore import Run
     from eir_jax.experiments.elsewhere import Judged
 
-TASKS = ("knn", "linear", "retrieval", "health", "figures")
 TITLES = {
     "knn": "kNN",
     "knn_top5": "kNN, top-5",
@@ -50,7 +49,7 @@ def evaluate(
     Args:
       workdir: the run's folder.
       step: a number, 'best' or 'last'.
-      tasks: of `TASKS`; empty: all that the data allows.
+      tasks: of `task_names()`; empty: all that the data allows.
       data_path: where the data lies now, instead of the settings' `data.path`.
       compare: workdir of another run on images of the same size, set beside this one.
       overrides: words `--config.key=value`, for `EVALUATION_KEYS`.
@@ -97,7 +96,7 @@ def evaluate(
     refused = refused_tasks(dataset, run.config)
     if judged is not None and judged.subject is not None:
         refused["figures"] = "embeddings hold no pictures"
-    asked = tuple(tasks or TASKS)
+    asked = check_tasks(tasks) or task_names()
     wanted = [task for task in asked if task not in refused]
     failed = {task: refused[task] for task in tasks if task in refused}
     if tasks and not wanted:
@@ -196,6 +195,26 @@ def check_outputs(target: Path, record: Path, with_figures: bool) -> None:
         raise UserError(
             f"{error}; give --out=DIR, another folder, to write the evaluation there"
         ) from None
+
+
+def task_names() -> tuple[str, ...]:
+    """Return what a checkpoint can be judged by."""
+    from eir_jax.evaluation.tasks import TASKS
+
+    return (*TASKS, "figures")
+
+
+def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return the tasks, of which each is one that there is.
+
+    Raises:
+      UserError: naming one that there is not.
+    """
+    for task in tasks:
+        if task not in task_names():
+            names = ",".join(task_names())
+            raise UserError(f"there is no task '{task}'; choose of {names}")
+    return tuple(tasks)
 
 
 def check_no_other_run(target: Path, workdir: Path | None) -> None:
@@ -344,10 +363,11 @@ def print_task(task: str, record: dict[str, Any]) -> None:
     table.add_column(min_width=27)
     table.add_column(min_width=13)
     table.add_column(min_width=9, justify="right")
-    for part in (p for p in TITLES if p in record and p.split("_")[0] == task):
+    names = dict.fromkeys((*TITLES, task))
+    for part in (p for p in names if p in record and p.split("_")[0] == task):
         for key, value in record[part].items():
             plain = part in PLAIN_NUMBERS or key in PLAIN_NUMBERS
-            row = TITLES[part], f"k = {key}" if key.isdecimal() else key
+            row = TITLES.get(part, part), f"k = {key}" if key.isdecimal() else key
             table.add_row(*row, number_in_words(value, plain))
     Console().print(table)
 

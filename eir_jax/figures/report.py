@@ -76,7 +76,8 @@ PICTURES = {  # by how their titles begin
 PANELS = {
     "Loss and its terms": "What is minimised, and its terms before their lambda.",
     "kNN top-1 accuracy": "Share of test pictures whose class their neighbours elect.",
-    "R@K within the test set": "Share with one of their class among the K nearest.",
+    "R@K, each image among the others": "Share with one of their class among the K "
+    "nearest.",
     "Learning rate": "Of each step; it falls at optimizer.milestones.",
     "Images per second": "How fast training went, compilation and evaluation left out.",
     "Alignment": "Mean squared distance of two views of a picture; 0: the same.",

@@ -17,6 +17,7 @@ from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
+from eir_jax.system.config import flatten, load_config
 from eir_jax.system.errors import UserError
 from eir_jax.system.words import counted
 
@@ -41,6 +42,7 @@ SYSTEMS = (
 )
 """What `config.objective` may be."""
 GREY_AT = 100  # images looked at
+OWN_KEYS = 0.04  # of the queries: more are warned of
 
 
 def make_objective(
@@ -118,6 +120,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
             "objective=supervised and deepcluster alone; use 0 with "
             f"objective={name}"
         )
+    if name != "clusters" and config.clusters.isif_epochs:
+        yield (
+            f"clusters.isif_epochs={config.clusters.isif_epochs} is for objective="
+            f"clusters alone; use 0 with objective={name}"
+        )
     count = config.clusters.count
     if name == "deepcluster" and config.model.num_classes != count:
         yield (
@@ -162,11 +169,10 @@ def problems(config: ConfigDict) -> Iterator[str]:
 def size_problems(config: ConfigDict, num_examples: int) -> Iterator[str]:
     """Yield what is wrong with them for so many training images."""
     if config.objective in QUEUES and config.queue.size > num_examples:
-        better = _short_queue(config, num_examples)
         yield (
             f"queue.size={config.queue.size} exceeds the "
-            f"{counted(num_examples, 'training image')}; use at most {num_examples}, "
-            f"better {better}"
+            f"{counted(num_examples, 'training image')}; use queue.size="
+            f"{_short_queue(config.batch_size, num_examples)}"
         )
     clustered = config.objective in ("clusters", "deepcluster")
     if clustered and config.clusters.count > num_examples:
@@ -187,11 +193,21 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"{CLUSTERS_A_STEP * steps} or fewer, for model.num_classes too, or "
             "smaller batches"
         )
+    if name == "clusters" and config.num_rounds * config.num_epochs == 1:
+        yield (
+            "num_epochs=1: objective=clusters is IR in its first epoch, whose bank is "
+            "at random yet; give 2 or more"
+        )
     if name == "ir_nce" and config.nce.z_momentum == 1:
         yield (
             "nce.z_momentum=1 keeps the Z of the first batch, as released, when the "
             "bank is at random yet: in short runs it learns next to nothing so; 0.99 "
             "follows the bank"
+        )
+    if name == "eir_moco" and (unread := [*_changed_terms(config)]):
+        yield (
+            f"{', '.join(unread)}: not looked at, as objective=eir_moco has the terms "
+            "of its release; objective=moco with on_top=true has yours"
         )
     if name == "eir_moco" and config.queue.key_momentum < SLOW_KEYS:
         yield (
@@ -215,23 +231,43 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"queue.size={size} is no multiple of batch_size={batch}: the keys of some "
             f"batches are replaced a part at a time; {words} would be one"
         )
-    if size > _short_queue(config, num_examples):
-        # Those that come so late in an epoch, and in the next so early.
-        epoch = num_examples // batch * batch
-        held = min(size, epoch)
-        share = held * (held + batch) / (2 * epoch * num_examples)
+    share = own_keys(size, batch, num_examples)
+    if share > OWN_KEYS:
+        short = _short_queue(batch, num_examples)
+        smaller = "" if short < size else ", and a smaller batch_size"
         yield (
             f"queue.size={size} is long for "
             f"{counted(num_examples, 'training image')}: {100 * share:.0f} % of them "
-            "find their own last key among the others'; use queue.size="
-            f"{_short_queue(config, num_examples)}"
+            f"find their own last key among the others'; use queue.size={short}"
+            f"{smaller}"
         )
 
 
-def _short_queue(config: ConfigDict, num_examples: int) -> int:
-    """Return the longest queue of whole batches within a quarter of the images."""
-    batch = config.batch_size
-    return max(num_examples // 4 // batch * batch, batch)
+def _changed_terms(config: ConfigDict) -> Iterator[str]:
+    """Yield the settings of EIR's terms that are not those of configs/base.py."""
+    usual = flatten(load_config("base"))
+    for key, value in flatten(config).items():
+        of_terms = key.startswith(("lambda_", "intra.", "inter."))
+        if of_terms and not key.endswith("ramp_steps") and value != usual[key]:
+            yield key
+
+
+def own_keys(size: int, batch: int, num_examples: int) -> float:
+    """Return the share of queries whose own last key is still in a queue of `size`.
+
+    Their keys come so late in an epoch's order, and they so early in the next one's.
+    """
+    epoch = num_examples // batch * batch
+    held = min(size, epoch)
+    return held * (held + batch) / (2 * epoch * num_examples)
+
+
+def _short_queue(batch: int, num_examples: int) -> int:
+    """Return the longest queue of whole batches that holds few own keys, or one."""
+    sizes = range(num_examples // batch * batch, batch, -batch)
+    return next(
+        (n for n in sizes if own_keys(n, batch, num_examples) <= OWN_KEYS), batch
+    )
 
 
 def training_split(
@@ -245,7 +281,7 @@ def training_split(
     """
     if config.objective == "cmc" and is_grey(dataset.train.images[:GREY_AT]):
         raise UserError(
-            f"the first {GREY_AT} train images of {dataset.name} are grey: objective="
+            f"the first train images of {dataset.name} are grey: objective="
             f"{config.objective} tells colours from lightness; use another, like iraug"
         )
     if config.objective != "supervised":
