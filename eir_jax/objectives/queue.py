@@ -74,6 +74,8 @@ def make_queue_objective(config: ConfigDict) -> Objective:
         return memory | ({"weak_queue": rows(1)} if released else {})
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
+        held = {slot.name: outputs[slot.name] for slot in keys}
+        outputs = outputs | jax.lax.stop_gradient(held)
         query, key = (outputs[name].embedding for name in ("view1", "view2"))
         candidates = queue_candidates(memory["queue"], len(query))
         compared = comparison if intra and not released else None

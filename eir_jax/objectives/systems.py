@@ -17,7 +17,6 @@ from eir_jax.objectives.neighbourhoods import make_neighbourhood_objective
 from eir_jax.objectives.noise import make_noise_objective
 from eir_jax.objectives.objective import Objective
 from eir_jax.objectives.queue import make_queue_objective
-from eir_jax.system.config import flatten, load_config
 from eir_jax.system.errors import UserError
 from eir_jax.system.words import counted
 
@@ -204,11 +203,6 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
             "bank is at random yet: in short runs it learns next to nothing so; 0.99 "
             "follows the bank"
         )
-    if name == "eir_moco" and (unread := [*_changed_terms(config)]):
-        yield (
-            f"{', '.join(unread)}: not looked at, as objective=eir_moco has the terms "
-            "of its release; objective=moco with on_top=true has yours"
-        )
     if name == "eir_moco" and config.queue.key_momentum < SLOW_KEYS:
         yield (
             f"queue.key_momentum={config.queue.key_momentum}: where keys move so fast, "
@@ -241,15 +235,6 @@ def warnings(config: ConfigDict, num_examples: int) -> Iterator[str]:
             f"find their own last key among the others'; use queue.size={short}"
             f"{smaller}"
         )
-
-
-def _changed_terms(config: ConfigDict) -> Iterator[str]:
-    """Yield the settings of EIR's terms that are not those of configs/base.py."""
-    usual = flatten(load_config("base"))
-    for key, value in flatten(config).items():
-        of_terms = key.startswith(("lambda_", "intra.", "inter."))
-        if of_terms and not key.endswith("ramp_steps") and value != usual[key]:
-            yield key
 
 
 def own_keys(size: int, batch: int, num_examples: int) -> float:

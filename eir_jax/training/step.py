@@ -61,7 +61,7 @@ def make_train_step(
         )
         output = jax.lax.with_sharding_constraint(output, everywhere)
         back = jnp.argsort(shuffled)
-        return jax.tree.map(lambda x: jax.lax.stop_gradient(x[back]), output)
+        return jax.tree.map(lambda x: x[back], output)
 
     def loss_fn(params, batch_stats, memory, batch, weights, outputs):
         # Instance-major: a device's rows stay its own whatever the number of slots.

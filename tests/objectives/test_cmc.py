@@ -1,5 +1,6 @@
 """CMC: its colours, its loss, and which bank each tower reads and writes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import reference
 from small import small_config
 
 from eir_jax.models.colour import rgb_to_lab
-from eir_jax.models.encoder import EncoderOutput, make_encoder
+from eir_jax.models.encoder import Encoder, EncoderOutput, make_encoder
 from eir_jax.objectives.systems import make_objective
 
 NUM, BATCH, DIM = 4, 3, 5
@@ -29,6 +30,54 @@ def test_lab_is_the_published():
     }
     found = rgb_to_lab(jnp.array(list(known), jnp.float32))
     np.testing.assert_allclose(found, np.array(list(known.values())), atol=0.02)
+    rgb = np.random.default_rng(0).uniform(size=(50, 3))
+    np.testing.assert_allclose(
+        rgb_to_lab(jnp.asarray(rgb, jnp.float32)), lab(rgb), atol=1e-3
+    )
+
+
+def lab(rgb):
+    """CIE L*a*b* of sRGB in float64, by IEC 61966-2-1 and CIE 15."""
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169]]
+    to_xyz.append([0.019334, 0.119193, 0.950227])
+    t = linear @ np.transpose(to_xyz) / [0.95047, 1, 1.08883]
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    x, y, z = np.moveaxis(f, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def test_towers_are_given_lab_as_the_release_normalises_it():
+    """L in [0, 100] to [-1, 1]; a and b by their ranges in sRGB, [-86.183, 98.233]
+    and [-107.857, 94.478], as its data loader has them."""
+    given = {}
+    config = small_config(**{"model.towers": "lab", "model.width": 8})
+    encoder = make_encoder(config, exact=True)
+    rgb = np.random.default_rng(0).uniform(size=(1, 8, 8, 3)).astype(np.float32)
+    mean, std = np.array(config.data.mean), np.array(config.data.std)
+    images = jnp.asarray((rgb - mean) / std, jnp.float32)
+
+    def see(next_call, args, kwargs, context):
+        if type(context.module) is Encoder and context.method_name == "__call__":
+            given[context.module.name] = args[0]
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(see):
+        encoder.init(jax.random.key(0), images)
+    wanted = lab(rgb.astype(float)) - [50, 6.025, -6.6895]
+    wanted /= [50, 92.208, 101.1675]
+    found = np.concatenate([given["lightness"], given["colour"]], axis=-1)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_equal_rows_have_the_closed_form():
+    """Each tower's loss is log N."""
+    row = np.zeros((1, DIM))
+    row[0, 0] = 1
+    banks, halves = [np.repeat(row, NUM, 0)] * 2, [np.repeat(row, BATCH, 0)] * 2
+    terms, _, _ = terms_and_update(banks, halves)
+    assert terms["loss_lightness"] == pytest.approx(np.log(NUM), rel=1e-5)
+    assert terms["loss_colour"] == pytest.approx(np.log(NUM), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

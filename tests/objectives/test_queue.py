@@ -38,7 +38,7 @@ class Case:
         batch = {name: jnp.asarray(x) for name, x in batch.items()}
 
         def term(q, k, mixed):
-            views = {"view1": q, "view2": jax.lax.stop_gradient(k), "mixed": mixed}
+            views = {"view1": q, "view2": k, "mixed": mixed}
             views["weak"] = jnp.asarray(self.weak, jnp.float32)
             outputs = {name: EncoderOutput(x, x) for name, x in views.items()}
             return objective.terms(outputs, self.memory(), batch)[name]
@@ -115,12 +115,17 @@ def test_intra_is_that_of_a_bank_which_holds_the_queues_rows(case):
 def test_inter_on_top(case, negatives):
     """The target is made of queries and their partners' keys."""
     how = {"on_top": True, "inter.negatives": negatives}
-    value, (_, by_k, _) = case.terms("loss_inter", **how)
-    target = reference.unit(0.3 * case.q + 0.7 * case.k[PARTNER])
-    if negatives == "batch":
-        assert_close(value, reference.inter(case.mixed, target, 0.1))
-    else:
-        assert_close(value, reference.info_nce(target, case.mixed, case.queue, 0.1))
+    value, (by_q, by_k, by_mixed) = case.terms("loss_inter", **how)
+
+    def wanted(q, mixed):
+        target = reference.unit(0.3 * q + 0.7 * case.k[PARTNER])
+        if negatives == "batch":
+            return reference.inter(mixed, target, 0.1)
+        return reference.info_nce(target, mixed, case.queue, 0.1)
+
+    assert_close(value, wanted(case.q, case.mixed))
+    assert_close(by_q, reference.gradient(lambda q: wanted(q, case.mixed), case.q))
+    assert_close(by_mixed, reference.gradient(lambda m: wanted(case.q, m), case.mixed))
     assert not np.any(by_k)
 
 

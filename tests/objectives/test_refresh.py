@@ -13,7 +13,7 @@ from small import small_config
 from eir_jax.models.encoder import EncoderOutput
 from eir_jax.objectives import losses
 from eir_jax.objectives.clusters import cluster_loss
-from eir_jax.objectives.k_means import k_means
+from eir_jax.objectives.k_means import first_centres, k_means
 from eir_jax.objectives.neighbourhoods import (
     choose_anchors,
     neighbourhood_log_probability,
@@ -223,6 +223,35 @@ def test_k_means_by_hand():
     centres = jnp.array([[0.0], [2.0], [2.0], [100.0]])
     np.testing.assert_array_equal(k_means(bank, centres, 6, 0)[:6], [0, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(k_means(bank, centres, 6, 9)[:6], [0, 0, 2, 1, 1, 1])
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_the_surest_instances_have_neighbours_and_all_clusters_begin_anew(period):
+    """The numbers of 8 rows: by NumPy; and by scikit-learn from the rows drawn."""
+    rows = random_rows(8, seed=5).astype(np.float32)
+    bank, _ = put(rows, 1)
+
+    def refreshed(name, key):
+        config = small_config(objective=name, num_rounds=3, **{"clusters.count": 3})
+        objective = make_objective(config, 8)
+        return np.asarray(objective.refresh({"bank": bank}, period)[key])[:8]
+
+    cosine = rows @ rows.T
+    p = reference.softmax(cosine / TAU)
+    order = np.argsort(-(p * np.log(p)).sum(1), kind="stable")
+    np.fill_diagonal(cosine, -2)
+    wanted = np.arange(8)
+    surest = order[: 2 * period]
+    wanted[surest] = cosine.argmax(1)[surest]
+    np.testing.assert_array_equal(refreshed("and", "neighbour"), wanted)
+    start = [
+        np.asarray(first_centres(bank, small_config().seed, jnp.int32(at), 3, 8))
+        for at in (period, 3 - period)
+    ]
+    assert not np.array_equal(*start)
+    theirs = KMeans(3, init=start[0], n_init=1, max_iter=20, tol=0, algorithm="lloyd")
+    found = refreshed("clusters", "cluster")
+    np.testing.assert_array_equal(found, theirs.fit(rows).labels_)
 
 
 @EIGHT

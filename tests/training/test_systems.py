@@ -124,8 +124,16 @@ def test_keys_are_of_the_key_encoder_and_of_a_shuffled_batch():
         wanted = np.empty((len(images), config.model.embedding_dim))
         wanted[shuffled] = of_halves(key, state.batch_stats, images[shuffled])
         in_order = of_halves(key, state.batch_stats, images)
+        before = jax.device_get(key)
         state, _ = take_steps(run, state, 1)
         queue = np.asarray(state.memory["queue"])[: len(images)]
+        # The key encoder follows the parameters that the step has made.
+        jax.tree.map(
+            lambda new, old, online: np.testing.assert_allclose(
+                new, 0.99 * old + 0.01 * online, rtol=1e-12
+            ),
+            *jax.device_get((state.memory["key"], before, state.params)),
+        )
     np.testing.assert_allclose(queue, wanted, atol=1e-6)
     assert np.abs(queue - in_order).max() > 1e-2
 
@@ -180,18 +188,32 @@ def test_trains_and_evaluates(name, tmp_path):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
-    "name", ["clusters", pytest.param("deepcluster", marks=pytest.mark.slow)]
+    ("name", "key"),
+    [
+        ("clusters", "cluster"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("deepcluster", "cluster"),
+                ("and", "neighbour"),
+                ("moco", "queue"),
+            )
+        ),
+    ],
 )
-def test_resumes_across_a_refresh_to_the_bit(name, tmp_path):
-    """Clusters, found anew each epoch: three epochs at once, or one and two more."""
+def test_resumes_across_a_refresh_to_the_bit(name, key, tmp_path):
+    """What is found anew each epoch or round: three at once, or some and the rest."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    often = {"checkpoint_every_epochs": 1}
-    train_and_evaluate(tiny(name, num_epochs=3, **often), whole)
-    train_and_evaluate(tiny(name, num_epochs=1, **often), parts)
-    train_and_evaluate(tiny(name, num_epochs=3, **often), parts)
+    period, first = ("num_rounds", 2) if name == "and" else ("num_epochs", 1)
+    for count, workdir in ((3, whole), (first, parts), (3, parts)):
+        changes = {"checkpoint_every_epochs": 1, period: count}
+        train_and_evaluate(tiny(name, **changes), workdir)
     assert sums(whole, 6) == sums(parts, 6)
-    clusters = restore_run(whole).state.memory["cluster"]
-    assert set(np.unique(clusters)) == set(range(5))
+    found = np.asarray(restore_run(whole).state.memory[key])
+    if key == "cluster":
+        assert set(np.unique(found)) == set(range(5))
+    elif key == "neighbour":  # half of the images have one
+        assert np.sum(found[:1437] != np.arange(1437)) == 1437 // 2
 
 
 @pytest.mark.slow
@@ -332,12 +354,6 @@ def test_so_many_find_their_own_last_key_in_a_queue(images, size):
             {"batch_norm.groups": 2},
             {"batch_norm.groups": 1},
             "hides nothing from batch norm",
-        ),
-        (
-            "eir_moco",
-            {"queue.key_momentum": 0.999, "intra.ramp_steps": 9},
-            {"queue.key_momentum": 0.999, "lambda_intra": 7.0, "inter.literal": True},
-            "lambda_intra, inter.literal: not looked at",
         ),
         (
             "eir_moco",
