@@ -13,8 +13,17 @@ COLLAPSED_STD = 0.1
 MAX_ROWS = 4096  # of a split: more change a spectrum or a mean of pairs very little
 
 
+def spread_rows(count: int) -> Int[np.ndarray, " row"]:
+    """Return `MAX_ROWS` of `count` rows, or all, evenly spaced.
+
+    Not the first ones: the pictures of a folder lie class by class.
+    """
+    taken = min(count, MAX_ROWS)
+    return np.arange(taken) * count // max(taken, 1)
+
+
 def measure(embedding: Float[np.ndarray, "row dim"]) -> dict[str, float]:
-    """Return `rank_me`, `embedding_std` and `uniformity` of the first `MAX_ROWS` rows.
+    """Return `rank_me`, `embedding_std` and `uniformity` of the `spread_rows`.
 
     Of fewer than two rows nothing: they have no spread.
 
@@ -23,7 +32,8 @@ def measure(embedding: Float[np.ndarray, "row dim"]) -> dict[str, float]:
     """
     if len(embedding) < 2:
         return {}
-    rows = jnp.asarray(check_rows(embedding[:MAX_ROWS], "the embedding"))
+    some = embedding[spread_rows(len(embedding))]
+    rows = jnp.asarray(check_rows(some, "the embedding"))
     return {
         "rank_me": float(rank_me(rows)),
         "embedding_std": float(embedding_std(rows)),
@@ -48,20 +58,22 @@ def against_pixels(
     labelled rows, among these, without those that are alone in their class.
 
     Args:
-      embedding: unit length; the first `MAX_ROWS` are looked at.
+      embedding: unit length; the `spread_rows` of it are looked at.
       images: of the same rows, uint8.
       labels: of the same rows, where known.
     """
-    embedding = np.asarray(embedding, np.float32)[:MAX_ROWS]
+    rows = spread_rows(len(embedding))
+    embedding = np.asarray(embedding, np.float32)[rows]
     if len(embedding) < 3:
         return {}
-    pixels = thumbnails(images[: len(embedding)])
+    pixels = thumbnails(images[rows])
     near, by_pixels = _nearest_other(embedding), _nearest_other(pixels)
     found = {"nearest_by_pixels": float((near == by_pixels).mean())}
     if labels is None:
         return found
-    known = np.flatnonzero(np.asarray(labels)[: len(embedding)] >= 0)
-    labels = np.asarray(labels)[known]
+    labels = np.asarray(labels)[rows]
+    known = np.flatnonzero(labels >= 0)
+    labels = labels[known]
     classes, inverse, count = np.unique(labels, return_inverse=True, return_counts=True)
     asked = count[inverse] > 1  # nobody is near one that is alone in its class
     if len(known) > 2 and len(classes) > 1 and asked.any():

@@ -145,8 +145,15 @@ def _check_settings(s: ProbeSettings, epoch_features):
     """Raise where settings are out of range, all of them at once."""
     checks = {
         f"solver={s.solver!r} is not 'sgd' or 'lbfgs'": s.solver in ("sgd", "lbfgs"),
-        f"learning_rates={s.learning_rates} must be > 0": min(s.learning_rates) > 0,
-        f"weight_decays={s.weight_decays} must be >= 0": min(s.weight_decays) >= 0,
+        f"learning_rates={s.learning_rates} must be some > 0": (
+            min(s.learning_rates, default=0) > 0
+        ),
+        f"weight_decays={s.weight_decays} must be some >= 0": (
+            min(s.weight_decays, default=-1) >= 0
+        ),
+        f"momentum={s.momentum} must be in [0, 1)": 0 <= s.momentum < 1,
+        f"tolerance={s.tolerance} must be > 0": s.tolerance > 0,
+        f"seed={s.seed} must be >= 0": s.seed >= 0,
         f"held_out={s.held_out} must be in (0, 1)": 0 < s.held_out < 1,
         "num_epochs, batch_size and max_iterations must be >= 1": (
             min(s.num_epochs, s.batch_size, s.max_iterations) >= 1

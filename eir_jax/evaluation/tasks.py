@@ -211,6 +211,11 @@ def linear(subject: Subject, progress: Progress | None = None) -> Result:
         mesh=subject.run.mesh,
         progress=progress,
     )
+    if not probe.converged:
+        print(
+            f"linear probe: lbfgs ended after {ProbeSettings.max_iterations} "
+            "iterations, short of the minimum; its number is of where it ended"
+        )
     part = {"top-1": probe.top1, "weight_decay": probe.weight_decay}
     if len(np.unique(train.labels)) > 5:  # else it is 1 of any embedding
         part["top-5"] = probe.top5
@@ -266,19 +271,19 @@ def label_free(subject: Subject, progress: Progress | None = None) -> Result:
       UserError: it is not finite, or of one image.
     """
     check_spread(subject.dataset)
-    rows = subject.query.embedding[: health.MAX_ROWS]
-    parts: dict[str, Any] = health.measure(rows)
-    images = subject.query.images
-    if len(images.shape) == 4:  # embeddings of another program come without pictures
-        parts |= health.against_pixels(rows, images, subject.query.labels)
-    record: dict[str, Any] = {"health": parts | {"rows": len(rows)}}
+    query = subject.query
+    parts: dict[str, Any] = health.measure(query.embedding)
+    if len(query.images.shape) == 4:  # another program's embeddings have no pictures
+        parts |= health.against_pixels(query.embedding, query.images, query.labels)
+    rows = len(health.spread_rows(len(query.embedding)))
+    record: dict[str, Any] = {"health": parts | {"rows": rows}}
     if parts["embedding_std"] < health.COLLAPSED_STD:
         record["warnings"] = [health.collapse_warning(parts["embedding_std"])]
     elif words := health.pixels_warning(parts):
         record["warnings"] = [words]
     split = judged_split(subject.dataset)
     return record, {
-        "rows": f"the first {health.MAX_ROWS} {split} images at most",
+        "rows": f"{health.MAX_ROWS} {split} images at most, evenly spaced",
         "features": _features(subject.run.config),
     }
 

@@ -1,7 +1,9 @@
 """Grids: files of named settings that a sweep runs."""
 
+import ast
 import re
 import runpy
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,8 @@ def load_grid(name_or_file: str) -> Grid:
         raise UserError(
             f"grid {path} fails: {type(error).__name__}: {error}"
         ) from error
+    if twice := _keys_twice(file):
+        raise UserError(f"{path} has {twice[0]!r} twice in one {{...}}; rename one")
     settings, figures = found.get("GRID"), found.get("FIGURES", {})
     if not isinstance(settings, dict) or not settings:
         raise UserError(f"{path} holds no GRID = {{name: {{key: value}}}}")
@@ -50,6 +54,8 @@ def load_grid(name_or_file: str) -> Grid:
                 f"{path}: {name!r} cannot be a folder's name; use letters, digits and "
                 "_ . + = -"
             )
+        if name in ("table.md", "table.json"):
+            raise UserError(f"{path}: '{name}' is the sweep's own file; rename it")
         if not isinstance(setting, dict):
             raise UserError(f"{path}: '{name}' is no {{key: value}}")
         if "seed" in setting:
@@ -76,3 +82,13 @@ def load_grid(name_or_file: str) -> Grid:
         if unknown := [name for name in asked if name not in settings]:
             raise UserError(f"{path}: {file} asks for {unknown[0]!r}, which GRID lacks")
     return Grid(path, settings, figures)
+
+
+def _keys_twice(file: Path) -> list[Any]:
+    """Return the keys that a {...} of a file holds twice: Python drops the first."""
+    twice = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            twice += [key for key, number in Counter(keys).items() if number > 1]
+    return twice

@@ -96,6 +96,8 @@ def check_evaluation(record: dict[str, Any]) -> None:
         found = (value for value in record[part].values() if value is not None)
         if not all(map(math.isfinite, found)):
             raise ValueError(f"a number of {part} is not finite")
+        if part.startswith("knn"):
+            [int(k) for k in record[part]]
 
 
 def check_sessions(sessions: list[Session]) -> None:

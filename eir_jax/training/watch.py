@@ -45,7 +45,7 @@ def evaluate(
 
     refused = refused_tasks(dataset, config)
     votes = "knn" not in refused
-    rows = np.arange(min(len(dataset.train.images), health.MAX_ROWS))
+    rows = health.spread_rows(len(dataset.train.images))
     if votes:
         rows = labelled_rows(dataset, "train")
     train = take(dataset.train, rows)

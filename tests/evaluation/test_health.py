@@ -46,6 +46,20 @@ def test_collapsed_and_spread_out():
     assert health.rank_me(spread) == pytest.approx(8, rel=1e-3)
 
 
+def test_of_many_rows_some_from_all_of_them_are_looked_at(monkeypatch):
+    """Of three classes in their order, each: the first rows are one class's."""
+    monkeypatch.setattr(health, "MAX_ROWS", 6)
+    rows = np.repeat(np.eye(3), 5, axis=0)
+    np.testing.assert_array_equal(health.spread_rows(15), [0, 2, 5, 7, 10, 12])
+    np.testing.assert_array_equal(health.spread_rows(4), range(4))
+    assert len(health.spread_rows(0)) == 0
+    assert health.measure(rows)["rank_me"] == pytest.approx(3, rel=1e-3)
+    images = np.repeat(np.arange(15, dtype=np.uint8), 192).reshape(15, 8, 8, 3)
+    labels = np.repeat([0, 1, 2], 5)
+    found = health.against_pixels(rows, images, labels)
+    assert found["same_class"] == found["same_class_by_pixels"] == 1
+
+
 def test_neighbours_are_compared_with_those_by_pixels():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 16, 16, 3), np.uint8)

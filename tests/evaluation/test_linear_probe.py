@@ -182,6 +182,22 @@ def test_diverged_settings_lose_and_alone_end_in_words():
         )
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rates": ()}, "must be some > 0"),
+        ({"weight_decays": ()}, "must be some >= 0"),
+        ({"momentum": 1.0}, "must be in"),
+        ({"tolerance": 0.0}, "must be > 0"),
+        ({"seed": -1}, "must be >= 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, words):
+    (feature, label), test = clouds(90), clouds(60, seed=1)
+    with pytest.raises(UserError, match=words):
+        linear_probe(feature, label, *test, dataclasses.replace(SHORT, **change))
+
+
 def test_constant_features_are_left_out():
     (feature, label), (test_feature, test_label) = clouds(90), clouds(60, seed=1)
     plain = linear_probe(feature, label, test_feature, test_label, SHORT)

@@ -359,7 +359,7 @@ DEFAULT_HASHES = {
     "knn": "b1d71f7da826",
     "linear": "7b1e57d8f8c2",
     "retrieval": "430053b27b2e",
-    "health": "7f658522cbb4",
+    "health": "8d1a5375596a",
 }
 
 

@@ -256,6 +256,7 @@ def _without(*keys):
         (2, _without("sessions", 0, "commit"), "record of a run .KeyError: 'commit'"),
         (2, lambda x: x["evaluations"][0]["knn"].update(a="b"), "TypeError"),
         (2, lambda x: x["evaluations"][0]["knn"].update(a=1e999), "is not finite"),
+        (2, lambda x: x["evaluations"][0]["knn"].update(a=0.5), "invalid literal"),
         (2, lambda line: line["settings"].update(num_epochs="x"), "TypeError"),
         (2, lambda line: line["settings"].update(intra=4), "Error"),
         (2, lambda line: line.update(watched=[3]), "AttributeError"),

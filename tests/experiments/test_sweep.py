@@ -367,6 +367,8 @@ def test_bad_command_lines_are_refused(tmp_path, more, message):
         ("x = 1", "holds no GRID"),
         ("1 / 0", "fails: ZeroDivisionError"),
         ("import sys; sys.exit()", "fails: SystemExit"),
+        ("GRID = {'a': {}, 'b': {}, 'a': {'seed': 1}}", "has 'a' twice in one"),
+        ("GRID = {'table.md': {}}", "'table.md' is the sweep's own file"),
         ("GRID = {'a': {}}\nFIGURES = {1: {}}", "1 of FIGURES is no name of a .png"),
         ("GRID = {'a': {}}\nFIGURES = {'table.md': {}}", "'table.md' of FIGURES is no"),
         ("GRID = {'a': {}}\nFIGURES = {'f.png': {'x': 'seed'}}", "needs x and rows"),
