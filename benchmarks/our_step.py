@@ -54,13 +54,18 @@ def make_ours(config: ConfigDict, images: np.ndarray, device: Any) -> Ours:
         )
     mesh = sharding.make_mesh([device])
     parts = make_parts(config, len(images), mesh)
+    labels = None
+    if config.objective == "supervised":
+        labels = np.arange(len(images)) % config.model.num_classes
     return Ours(
         parts=parts,
         step=parts.step(),
         state=parts.create_state(),
         views_of=parts.views(),
         resident={"images": put_images(images, config, mesh)},
-        batches=make_train_batches(images, config, parts.objective.slots, 0, 10**9),
+        batches=make_train_batches(
+            images, config, parts.objective.slots, 0, 10**9, labels=labels
+        ),
     )
 
 

@@ -3,7 +3,8 @@
 Each has its own temperature, weights and head. An instance is encoded once by
 Supervised, IR, AND, clusters and CMC (by two towers of half the width), once and a
 third (without gradient, each epoch) by DeepCluster, twice by IRaug, ISIF, SimCLR and
-MoCo (once by the key encoder), three times by EIR and four times by its form of 2022.
+MoCo (once by the key encoder) and by clusters with ISIF's loss, three times by EIR and
+four times by its form of 2022. AND has two rounds: twice the epochs of the others.
 DeepCluster has the 1,000 clusters of the paper's tables, too many for the 78 steps of a
 pilot's epoch.
 """
