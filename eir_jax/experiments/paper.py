@@ -145,6 +145,7 @@ TABLES = (
         (
             Row("Random", "imagenet100", RANDOM, (6.0, 11.0)),
             Row("IR", "imagenet100", IR, (60.2, 59.1)),
+            # "DC*": of how many clusters is not said; PCP's code has 10,000 here.
             Row("DC", "imagenet100", CLUSTERS, (56.4, 51.8)),
             Row("ISIF", "imagenet100", ISIF, (62.5, 59.5)),
             Row("MoCo", "imagenet100", MOCO, (64.4, 64.2)),
