@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
@@ -20,6 +20,8 @@ from eir_jax.system import sharding
 from eir_jax.training.parts import Parts, make_parts
 
 Batch = dict[str, jax.ShapeDtypeStruct]
+QUEUES = ("queue", "weak_queue")
+"""Of the memory: rows that are no instance's, whole on every device."""
 
 
 class Job(NamedTuple):
@@ -81,7 +83,7 @@ def lower_train(job: Job) -> Lowering:
     step: Any = parts.compiled_step()
     lowered = step.lower(state, batch)
     leaves = len(jax.tree.leaves(state))
-    return Lowering(lowered, (state, batch), leaves, _watched(state, batch))
+    return Lowering(lowered, (state, batch), leaves, _watched(parts, state, batch))
 
 
 def lower_views(job: Job) -> Lowering:
@@ -120,7 +122,7 @@ def lower_memory(job: Job) -> Lowering:
         weights = objective.weights(jnp.zeros((), jnp.int32))
         return sum(factor * terms[name] for name, factor in weights.items())
 
-    def remember(memory, batch, embeddings):
+    def remember(memory, batch, embeddings, params):
         batch = batch | {"step": jnp.zeros((), jnp.int32)}
         batch["index"] = jax.lax.with_sharding_constraint(batch["index"], whole)
         with jax.named_scope("relations"):
@@ -128,16 +130,17 @@ def lower_memory(job: Job) -> Lowering:
         value, gradient = jax.lax.optimization_barrier((value, gradient))
         with jax.named_scope("memory"):
             memory, watched = objective.update(
-                memory, outputs_of(embeddings), batch, None, jnp.isfinite(value)
+                memory, outputs_of(embeddings), batch, params, jnp.isfinite(value)
             )
         return memory, (gradient, watched)
 
     where = jax.tree.map(lambda x: x.sharding, state.memory)
+    # Parameters are what a key encoder follows; where there is none, jit drops them.
     lowered = jax.jit(remember, out_shardings=(where, whole), donate_argnums=0).lower(
-        state.memory, batch, embeddings
+        state.memory, batch, embeddings, state.params
     )
     leaves = len(jax.tree.leaves(state.memory))
-    return Lowering(lowered, state.memory, leaves, _watched(state, {}))
+    return Lowering(lowered, state.memory, leaves, _watched(parts, state, {}))
 
 
 def lower_embed(job: Job) -> Lowering:
@@ -166,12 +169,17 @@ def lower_nearest(job: Job) -> Lowering:
     return Lowering(search.step.lower(*arguments), arguments, 0, {})
 
 
-def _watched(state: TrainState, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: array
-        for name, array in {**state.memory, **batch}.items()
-        if name in ("bank", "queue", "images")
+def _watched(
+    parts: Parts, state: TrainState, batch: Batch
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return what has a row an instance, the queues, and the images."""
+    split, memory = PartitionSpec("data"), state.memory
+    watched = {
+        name: memory[name]
+        for name, spec in parts.objective.specs.items()
+        if name in QUEUES or (spec == split and memory[name].ndim == 2)
     }
+    return watched | {name: x for name, x in batch.items() if name == "images"}
 
 
 def bytes_of(tree: Any) -> int:

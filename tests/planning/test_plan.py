@@ -14,8 +14,10 @@ from eir_jax.data.augment_device import put_images
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.models.encoder import make_encoder
 from eir_jax.objectives.relations import Comparison, bank_candidates, relate
+from eir_jax.objectives.systems import SYSTEMS
 from eir_jax.plan import main as plan_command
 from eir_jax.planning import programs, study, topologies
+from eir_jax.run.validate import validate
 from eir_jax.system import sharding
 from eir_jax.system.config import load_config
 from eir_jax.system.errors import UserError
@@ -146,14 +148,42 @@ def test_the_command(tmp_path, capsys):
     assert nearest["flops"] == 2 * 1024 * 640 * dim
 
 
-@pytest.mark.parametrize("name", ["supervised", "deepcluster"])
-def test_the_memory_of_a_system_with_a_classifier(name):
-    """Its terms look at logits, which stand for those of the encoder."""
-    classes = {"model.num_classes": 7, "clusters.count": 7}
-    config = small_config(objective=name, **classes)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    found = programs.lower_memory(programs.Job(config, 70, mesh))
-    assert found.donated == (name == "deepcluster")
+# What a system needs beside its name, and what is watched: [rows, dim].
+NEEDS = {
+    "cmc": {"model.towers": "lab"},
+    "and": {"num_rounds": 2},
+    "deepcluster": {"model.num_classes": 7, "clusters.count": 7},
+    "supervised": {"model.num_classes": 7},
+}
+BANK = {"bank": (512, 16)}  # of 70 rows, 128 on each of four devices
+WATCHED = {
+    **dict.fromkeys(("iraug", "iraug_sum", "ir", "ir_nce", "and", "clusters"), BANK),
+    "cmc": {"lightness": (512, 8), "colour": (512, 8)},
+    "moco": {"queue": (48, 16)},
+    "eir_moco": {"queue": (48, 16), "weak_queue": (48, 16)},
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_memory_of_every_system(name):
+    """Lowered alone: a step that writes what it remembers, in the same place."""
+    settings = {"queue.size": 48, "clusters.count": 7, **NEEDS.get(name, {})}
+    config = small_config(objective=name, **settings)
+    validate(config)
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    job = programs.Job(config, 70, mesh)
+    found = programs.lower_memory(job)
+    memory = job.parts().abstract_state().memory
+    assert found.donated == len(jax.tree.leaves(memory))
+    assert {k: x.shape for k, x in found.watched.items()} == WATCHED.get(name, {})
+    after, _ = found.lowered.out_info
+    assert {k: (x.shape, x.dtype) for k, x in flat(after).items()} == {
+        k: (x.shape, x.dtype) for k, x in flat(memory).items()
+    }
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(tree)}
 
 
 @pytest.mark.parametrize(
