@@ -10,6 +10,7 @@ import pytest
 from jax import export
 from small import TINY, slots_of, small_config
 
+from benchmarks import plans
 from eir_jax.data.augment_device import put_images
 from eir_jax.data.pipeline import make_train_batches
 from eir_jax.models.encoder import make_encoder
@@ -155,7 +156,7 @@ NEEDS = {
     "deepcluster": {"model.num_classes": 7, "clusters.count": 7},
     "supervised": {"model.num_classes": 7},
 }
-BANK = {"bank": (512, 16)}  # of 70 rows, 128 on each of four devices
+BANK = {"bank": (512, 16)}  # of 70 rows, filled up to a multiple of 512
 WATCHED = {
     **dict.fromkeys(("iraug", "iraug_sum", "ir", "ir_nce", "and", "clusters"), BANK),
     "cmc": {"lightness": (512, 8), "colour": (512, 8)},
@@ -192,6 +193,8 @@ def flat(tree):
         (["--topology=h1"], r"h1 is none; give h100:1, h100:2x8"),
         (["--topology=a100:1"], r"of a100 nothing is known"),
         (["--topology=h100:16"], r"at most 8 GPUs; give .* like h100:2x8"),
+        (["--topology=h100:8x1x1"], r"at most 8 GPUs; give .* like h100:8$"),
+        (["--topology=v5e:32x32"], r"1,024 chips, and a slice of v5e has at most 256"),
         (["--topology=cpu:4000"], r"this process has \d+ CPU device"),
         (["--topology=cpu:1", "--what=trian"], r"trian is none of train, views"),
         (["--topology=cpu:1", "--num_examples=0"], r"give --num_examples=N"),
@@ -213,6 +216,57 @@ def test_a_plug_in_that_is_not_there_is_named(monkeypatch, name, extra):
         UserError, match=rf'pip install "jax\[{extra}\]=={jax.__version__}'
     ):
         topologies.find_topology(name)
+
+
+class Registry:
+    """`jax.experimental.topologies` where plug-ins know only some slices."""
+
+    def __init__(self, *known):
+        self.known = known
+
+    def get_topology_desc(self, name, platform, **_):
+        if name not in self.known:
+            raise NotImplementedError(f"topology not implemented for {platform}\nat x")
+        self.devices = [Device(platform)]
+        return self
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        ("h100:2", [], r"does not work, .*--upgrade \"jax\[cuda13\]==.* for cuda\)$"),
+        ("v5e:3x3", [], r"does not work, .*--upgrade \"jax\[tpu\]==.* for tpu\)$"),
+        ("v5e:3x3", ["v5e:1x1"], r"libtpu knows no such slice; .*for tpu\)$"),
+        ("v5p:3x3", ["v5p:1x1x1"], r"no such slice; give v5p: with 1, 2x2x1 or 4x4x4"),
+    ],
+)
+def test_a_plug_in_that_does_not_work_is_told_from_a_slice_that_is_none(
+    monkeypatch, name, known, said
+):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(topologies, "topologies", Registry(*known))
+    with pytest.raises(UserError, match=said) as found:
+        topologies.find_topology(name)
+    assert not isinstance(found.value, topologies.MissingPlugin)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(topologies.MissingPlugin("no plug-in"), 0), (UserError("does not fit"), 1)],
+)
+def test_the_check_of_plans_leaves_out_only_what_has_no_plug_in(
+    monkeypatch, capsys, error, status
+):
+    def plan(*_, **__):
+        raise error
+
+    monkeypatch.setattr(study, "plan", plan)
+    assert plans.main([]) == status
+    out, err = capsys.readouterr()
+    assert ("left out: no plug-in" in out, "does not fit" in err) == (
+        status == 0,
+        status == 1,
+    )
 
 
 def test_a_bank_that_does_not_fit_is_refused_before_compiling():
