@@ -7,6 +7,7 @@ no driver; it takes the plug-in that would drive it (`jax[cuda13]`, `jax[tpu]`).
 import importlib.util
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -52,14 +53,16 @@ CHIPS = {
         link=450e9,
         network=50e9,
     ),
-    # cloud.google.com/tpu/docs/v5e and its neighbours.
+    # cloud.google.com/tpu/docs/v5e and its neighbours; of a v5p pod's 8,960 chips one
+    # program may have 6,144.
     "v5e": _tpu(16 * 2**30, 819e9, 197e12, 200e9, most=256),
-    "v5p": _tpu(95 * 2**30, 2765e9, 459e12, 600e9, most=8960, sides=3),
+    "v5p": _tpu(95 * 2**30, 2765e9, 459e12, 600e9, most=6144, sides=3),
     "v6e": _tpu(32 * 2**30, 1640e9, 918e12, 448e9, most=256),
 }
 """What `--topology` may name, beside 'cpu', of which nothing is said."""
 GPUS = ("h100",)
 LARGEST_HOST = 8  # GPUs of one machine
+MOST_HOSTS = 1024  # of GPUs that are offered
 FORMS = "h100:1, h100:2x8 (hosts x GPUs), v5e:16x16, v6e:4x4 or v5p:2x2x1"
 
 # XLA's description of the device (openxla/xla, xla/backends/gpu/target_config/specs/
@@ -123,6 +126,24 @@ def find_topology(name: str) -> Topology:
     if kind not in CHIPS:
         raise UserError(f"--topology={name}: of {kind} nothing is known; give {FORMS}")
     return (_gpus if kind in GPUS else _tpus)(name, kind, dims)
+
+
+def larger(kind: str, devices: int) -> Iterator[tuple[str, int]]:
+    """Yield topologies of more than so many devices, and theirs, the smallest first.
+
+    Of GPUs those of whole hosts, or of one; of TPUs those whose sides double in turn.
+    """
+    if kind in GPUS:
+        names = [(f"{kind}:{n}", n) for n in range(1, LARGEST_HOST + 1)]
+        hosts = range(2, MOST_HOSTS + 1)
+        names += [(f"{kind}:{n}x{LARGEST_HOST}", n * LARGEST_HOST) for n in hosts]
+    else:
+        names, sides = [], [2, 2, 1][: CHIPS[kind].sides]
+        while math.prod(sides) <= CHIPS[kind].most:
+            names.append((f"{kind}:{'x'.join(map(str, sides))}", math.prod(sides)))
+            last = max(n for n, side in enumerate(sides) if side == min(sides))
+            sides[last] *= 2
+    yield from ((name, size) for name, size in names if size > devices)
 
 
 def _cpus(name: str, dims: list[int]) -> Topology:

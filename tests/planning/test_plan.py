@@ -187,6 +187,9 @@ def flat(tree):
     return {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(tree)}
 
 
+ONE = ["--config.batch_size=1"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -198,6 +201,16 @@ def flat(tree):
         (["--topology=cpu:4000"], r"this process has \d+ CPU device"),
         (["--topology=cpu:1", "--what=trian"], r"trian is none of train, views"),
         (["--topology=cpu:1", "--num_examples=0"], r"give --num_examples=N"),
+        (["--topology=cpu:1", "--num_examples=-5"], r"=-5: .*; give 1 to 2147418112$"),
+        (["--topology=cpu:1", "--num_examples=100000000000"], r"; give 1 to 21474"),
+        (
+            ["--topology=cpu:1", "--num_examples=2000000000"],
+            r"reach step 80,000,000,000 of 2,0.*; use a larger --config.batch_size",
+        ),
+        (
+            ["--topology=cpu:1", "--num_examples=1", *ONE, "--what=nearest"],
+            r"one training image .*; give --num_examples=2 or more",
+        ),
         (["--topology=cpu:3"], r"batch_size=4 .* 3 devices; use 3 or 6"),
         (["--topology=cpu:1", "--what=views"], r"use --config.data.pipeline=device"),
     ],
@@ -269,6 +282,17 @@ def test_the_check_of_plans_leaves_out_only_what_has_no_plug_in(
     )
 
 
+def refused(name, count, what, **settings):
+    """Return the words that refuse `count` images of 3 kB and rows of 512 bytes."""
+    like = {"model.embedding_dim": 128, "data.pipeline": "device"}
+    config = small_config(**{**like, "data.image_size": 32, **settings})
+    kind, mesh = name.partition(":")[0], sharding.make_mesh(jax.devices()[:1])
+    place = topologies.Topology(name, mesh, topologies.CHIPS[kind], 1)
+    with pytest.raises(UserError) as found:
+        study.study(what, programs.Job(config, count, mesh), place, lambda _: None)
+    return str(found.value)
+
+
 def test_a_bank_that_does_not_fit_is_refused_before_compiling():
     """200 million rows of 128 float32 are 102 GB; an H100 has 85."""
     config = small_config(**{"model.embedding_dim": 128, "data.pipeline": "device"})
@@ -276,3 +300,64 @@ def test_a_bank_that_does_not_fit_is_refused_before_compiling():
     place = topologies.Topology("h100:1", mesh, topologies.CHIPS["h100"], 1)
     with pytest.raises(UserError, match=r"2 devices or more, --config.bank.dtype=bf"):
         study.study("memory", programs.Job(config, 200_000_000, mesh), place, print)
+
+
+TF_DATA, SHARDED, HALF = (
+    "--config.data.pipeline=tf.data",
+    "--config.data.placement=sharded",
+    "--config.bank.dtype=bfloat16",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "what", "settings", "ways"),
+    [
+        # 102 GB of rows, of 76 GB that may be filled: two devices, or half of it.
+        (
+            "h100:1",
+            2e8,
+            "memory",
+            {},
+            f"one of: M=h100:2 for 2 devices or more, {HALF}",
+        ),
+        # Of 15.5 GB that is seven devices, and there is no v5e of seven.
+        ("v5e:1", 2e8, "memory", {}, "M=v5e:2x4 for 8 devices or more"),
+        # Thirty-four, over which a batch of 16 does not divide.
+        (
+            *("v5e:1", 2e9, "memory", {"bank.dtype": "bfloat16"}),
+            "M=v5e:8x8 --config.batch_size=64 for 64 devices or more",
+        ),
+        # 307 GB of images on each device: no number of those holds them.
+        (
+            *("h100:1", 1e8, "train", {}),
+            f"one of: M=h100:8 {SHARDED} for 8 devices or more, {TF_DATA}",
+        ),
+        # Without them there is nothing that the views are made of.
+        ("h100:1", 1e8, "views", {}, f"M=h100:8 {SHARDED} for 8 devices or more"),
+        (
+            *("h100:1", 1e8, "train", {"data.placement": "sharded"}),
+            f"one of: M=h100:8 for 8 devices or more, {TF_DATA}",
+        ),
+        # 80 GB of images and 13 GB of rows, which halved are too many yet.
+        (
+            *("h100:1", 26e6, "train", {}),
+            f"one of: M=h100:2 {SHARDED} for 2 devices or more, {TF_DATA}",
+        ),
+        ("h100:1", 1e8, "nearest", {"knn.k": (2_000_000,)}, "a smaller --config.knn.k"),
+        ("h100:1", 1e8, "merge", {"knn.k": (2_000_000,)}, "a smaller --config.knn.k"),
+    ],
+)
+def test_what_would_fit_is_said(name, count, what, settings, ways):
+    found = refused(name, int(count), what, **settings)
+    assert found.endswith(f" use {ways.replace('M=', '--topology=')}")
+
+
+def test_a_batch_that_does_not_fit_is_to_be_smaller(monkeypatch):
+    """Images of 3 kB, ten thousand of them, where there is room for 20 MB."""
+    small = topologies.CHIPS["h100"]._replace(memory=20e6)
+    monkeypatch.setitem(topologies.CHIPS, "h100", small)
+    found = refused("h100:1", 10_000, "embed", evaluation_batch_size=10_000)
+    assert found.endswith("use a smaller --config.evaluation_batch_size")
+    views = {"data.pipeline": "tf.data", "batch_size": 2000}
+    found = refused("h100:1", 2_000, "train", **views)
+    assert "a smaller --config.batch_size" in found and HALF not in found
