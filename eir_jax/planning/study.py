@@ -183,7 +183,7 @@ def describe(text: str, program: Lowering, topology: Topology) -> Facts:
         "in_place": {"leaves": program.donated, "updated": parsed.in_place},
         "copies": {
             name: sum(copy.times for copy in found if is_of(copy, array))
-            for name, array in program.watched.items()
+            for name, array in alike(program.watched)
         },
         "copied_bytes": sum(copy.of.bytes * copy.times for copy in found),
         "convolutions": count.convolutions(parsed),
@@ -194,6 +194,17 @@ def describe(text: str, program: Lowering, topology: Topology) -> Facts:
     }
     facts["parts"] = _parts(rows, topology)
     return facts
+
+
+def alike(watched: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield arrays with their names, as 'this or that' where a copy may be of either.
+
+    A copy is told by its sides alone.
+    """
+    names: dict[tuple, list[str]] = {}
+    for name, array in watched.items():
+        names.setdefault((array.shape, array.sharding), []).append(name)
+    yield from ((" or ".join(same), watched[same[0]]) for same in names.values())
 
 
 def is_of(copy: count.Copy, array: Any) -> bool:
