@@ -6,8 +6,8 @@
 Compiles the training step for one and for four H100s, the fused softmax for one, and
 for a TPU v5e what makes the views and what keeps the bank (with --tpu_step its whole
 step too, some minutes). No device is needed. Prints what was counted; ends with status
-1 where a plan is not as it should be. A platform whose plug-in is not there is left
-out, and said.
+1 where a plan is not as it should be, or where there is none. Of a platform whose
+plug-in is not installed nothing is compiled, and that is said.
 """
 
 import argparse
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     os.environ.update(ENVIRONMENT)
     from eir_jax.planning.study import plan
     from eir_jax.planning.table import show
+    from eir_jax.planning.topologies import MissingPlugin
     from eir_jax.system.config import load_config
     from eir_jax.system.errors import UserError
 
@@ -66,8 +67,11 @@ def main(argv: list[str]) -> int:
         config = load_config("cifar10", [f"--config.batch_size={batch}", *words])
         try:
             found = plan(config, topology, what, say=lambda _: None)
-        except UserError as error:
+        except MissingPlugin as error:
             print(f"== left out: {error}", flush=True)
+            continue
+        except UserError as error:
+            wrong.append(f"{topology} {','.join(what)}: {error}")
             continue
         print("\n".join(show(found)), flush=True)
         for facts in found["programs"]:

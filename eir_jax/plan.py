@@ -35,16 +35,20 @@ def main(argv: list[str]) -> None:
         "--what",
         default="train",
         help="programs, a comma between them: train (the whole step; default), "
-        "views and memory (parts of it), embed and nearest (evaluation)",
+        "views and memory (parts of it), embed, nearest and merge (evaluation)",
     )
     parser.add_argument(
         "--num_examples",
         type=int,
         default=0,
-        help="training images (default: data.expected of the config)",
+        help="training images (default: data.expected of the config, without its "
+        "share data.held_out)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     args, overrides = parser.parse_known_args(argv)
+    for word in overrides:
+        if word.startswith("--") and not word.startswith("--config."):
+            parser.error(f"unknown argument '{word}'; settings are --config.KEY=VALUE")
     os.environ.update(ENVIRONMENT)
     from eir_jax.planning.study import plan
     from eir_jax.planning.table import show

@@ -67,7 +67,6 @@ def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
     images done so far; `pooled_map` as in the encoder. It raises UserError where there
     is not enough memory.
     """
-    batch_size = batch_rows(config, mesh)
     embed_batch = make_embed_batch(config, mesh)
     too_large = (
         f"lower evaluation_batch_size={config.evaluation_batch_size} "
@@ -81,8 +80,7 @@ def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
         progress: Callable[[int], None] | None = None,
         pooled_map: bool = False,
     ) -> Features:
-        # A batch for many more images than there are would be memory for nothing.
-        size = min(batch_size, _whole(max(len(images), PADDED), mesh))
+        size = batch_rows(config, mesh, len(images))
         own_rows = np.arange(size)[sharding.process_rows(size, mesh)]
         parts = []
         for start in range(0, len(images), size):
@@ -103,9 +101,14 @@ def make_embed(config: ConfigDict, mesh: Mesh) -> Embed:
     return embed
 
 
-def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
-    """Return the images embedded at a time: a multiple of the devices."""
-    return _whole(config.evaluation_batch_size, mesh)
+def batch_rows(config: ConfigDict, mesh: Mesh, images: int) -> int:
+    """Return how many of so many images are embedded at a time.
+
+    It is a multiple of the devices.
+    """
+    # A batch for many more images than there are would be memory for nothing.
+    most = max(images, PADDED)
+    return _whole(min(config.evaluation_batch_size, most), mesh)
 
 
 def _whole(rows: int, mesh: Mesh) -> int:

@@ -70,10 +70,7 @@ def nearest(
     # A query's own row can push out no more than the last of k + 1 neighbours.
     kept = k if exclude is None else k + 1
     threads = _threads(mesh)
-    query_block = min(max(query_block // threads, 64), query_block, len(queries))
-    # Queries travel in chunks; for each the gallery passes by once.
-    most = min(8192, -(-len(queries) // threads))
-    chunks, chunk = _split(len(queries), max(most, query_block), query_block)
+    chunks, chunk, query_block = plan_chunks(len(queries), threads, query_block)
     similarity = np.empty((len(queries), kept), np.float32)
     index = np.empty((len(queries), kept), np.int32)
     report = progress and _Report(progress, chunks)
@@ -121,7 +118,7 @@ def _search(queries, gallery, k, mesh, query_block, gallery_block, progress):
         before.block_until_ready()  # one step ahead, and no more blocks in memory
         if progress:
             progress(search.steps)
-    return [np.asarray(x) for x in _make_merge(mesh)(best, index)]
+    return [np.asarray(x) for x in make_merge(mesh)(best, index)]
 
 
 class Search(NamedTuple):
@@ -150,6 +147,18 @@ class Search(NamedTuple):
             jax.ShapeDtypeStruct(rows, jnp.float32, sharding=split),
             jax.ShapeDtypeStruct((3,), jnp.int32, sharding=whole),
         ]
+
+
+def plan_chunks(
+    queries: int, threads: int = 1, query_block: int = QUERY_BLOCK
+) -> tuple[int, int, int]:
+    """Return in how many chunks queries travel, their rows, and those of a block.
+
+    For each chunk the gallery passes by once. There is one thread but on a CPU.
+    """
+    query_block = min(max(query_block // threads, 64), query_block, queries)
+    most = min(8192, -(-queries // threads))
+    return *_split(queries, max(most, query_block), query_block), query_block
 
 
 def plan_search(
@@ -272,8 +281,8 @@ def _masked(x, mask):
 
 
 @functools.cache
-def _make_merge(mesh: Mesh):
-    """Make the jitted merge of the devices' [shard, query, k] into [query, k]."""
+def make_merge(mesh: Mesh):
+    """Return the jitted merge of the devices' [shard, query, k] into [query, k]."""
 
     def merge(best, index):
         if len(best) == 1:

@@ -127,7 +127,7 @@ def _operands(
 def _plain(one: Instruction, computation: Computation):
     """Return (shape, bytes) of what an instruction alone reads, and writes."""
     operands = list(_operands(one, computation))
-    whole = [(shape, shape.bytes) for shape in one.shapes]
+    whole = [(shape, shape.bytes) for shape in results(one)]
     if one.op == "slice-start":  # its tuple: what is given, the slice, a mark
         part = one.shapes[1]
         return [(operands[0][1], part.bytes)], [(part, part.bytes)]
@@ -137,9 +137,22 @@ def _plain(one: Instruction, computation: Computation):
     if one.op in ("dynamic-update-slice", "scatter"):
         given = [(s, s.bytes) for number, s in operands if number]
         return given, [(one.shapes[0], _update(one, computation))]
-    if one.op.endswith("-start"):  # its tuple holds the operands once more
-        whole = whole[len(whole) // 2 :] if len(whole) > 1 else whole
     return [(shape, shape.bytes) for _, shape in operands], whole
+
+
+def results(one: Instruction) -> tuple[Shape, ...]:
+    """Return the arrays that an instruction makes.
+
+    The tuple of one that only begins something may hold its operands too, and marks: a
+    copy's what is made, the operand and a mark; others' the operands, what is made of
+    each, and marks; an all-reduce's what is made alone.
+    """
+    shapes, given = one.shapes, len(one.operands)
+    if one.op == "copy-start":
+        return shapes[:1]
+    if one.op.endswith("-start") and len(shapes) >= 2 * given:
+        return shapes[given : 2 * given]
+    return shapes
 
 
 def _update(one: Instruction, computation: Computation) -> int:
@@ -234,9 +247,7 @@ def collectives(program: Program) -> Iterator[Collective]:
         kind = one.op.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
-        shapes, given = one.shapes, len(one.operands)
-        if one.op.endswith("-start") and len(shapes) >= 2 * given:
-            shapes = shapes[given : 2 * given]
+        shapes = results(one)
         size = sum(shape.bytes for shape in shapes)
         yield Collective(kind, shapes[0].dtype, size, run.times)
 

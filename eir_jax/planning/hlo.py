@@ -21,6 +21,9 @@ FREE = {
 }
 """Instructions that move nothing."""
 
+BRANCHES = ("branch_computations", "true_computation", "false_computation")
+"""Attributes of a condition."""
+
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^{}]*\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{")
 _NAMED = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
@@ -65,8 +68,11 @@ class Instruction(NamedTuple):
         return sum(shape.bytes for shape in self.shapes)
 
     def called(self, *names: str) -> list[str]:
-        """Return the computations that an attribute of these names holds."""
-        return re.findall(rf"(?:{'|'.join(names)})=%?([\w.\-]+)", self.rest)
+        """Return the computations that attributes hold: each one, or {several}."""
+        found = re.findall(
+            rf"\b(?:{'|'.join(names)})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest
+        )
+        return [name for one in found for name in re.findall(r"[\w.\-]+", one)]
 
     def text(self, attribute: str) -> str:
         """Return an attribute between quotes, '' where there is none."""
@@ -161,7 +167,10 @@ def shapes_of(text: str) -> Iterator[Shape]:
 
 
 def executed(program: Program) -> Iterator[Executed]:
-    """Yield what is run, in order; a fusion is one instruction."""
+    """Yield what is run, in order; a fusion is one instruction.
+
+    Of the branches of a condition one is run: here the one that makes most bytes.
+    """
 
     def visit(name: str, times: int) -> Iterator[Executed]:
         computation = program.computations[name]
@@ -170,14 +179,21 @@ def executed(program: Program) -> Iterator[Executed]:
             if op == "while":
                 for body in instruction.called("body"):
                     yield from visit(body, times * _turns(program, instruction))
-            elif op in ("call", "conditional"):
-                branches = "to_apply", "true_computation", "false_computation"
-                for part in instruction.called(*branches):
+            elif op == "call":
+                for part in instruction.called("to_apply"):
                     yield from visit(part, times)
+            elif op == "conditional":
+                names = instruction.called(*BRANCHES)
+                branches = [list(visit(part, times)) for part in names]
+                yield from max(branches, key=_made, default=[])
             elif op not in FREE and not op.endswith("-done"):
                 yield Executed(instruction, computation, times)
 
     yield from visit(program.entry, 1)
+
+
+def _made(branch: list[Executed]) -> int:
+    return sum(run.instruction.bytes * run.times for run in branch)
 
 
 def _turns(program: Program, loop: Instruction) -> int:

@@ -1,9 +1,8 @@
 """What is found out about a run: counts of the compiler's plan, and a roofline."""
 
 import collections
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,12 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eir_jax.planning import count, hlo
+from eir_jax.planning.fit import check_fits
 from eir_jax.planning.programs import PROGRAMS, Job, Lowering, bytes_of
 from eir_jax.planning.topologies import Chip, Topology, find_topology
 from eir_jax.run.validate import validate, validate_sizes
 from eir_jax.system.errors import UserError, lacks_memory
 
 Facts = dict[str, Any]
+MOST_IMAGES = 2**31 - 2**16
+"""Whose numbers, and those of rows that fill up, int32 holds."""
 
 
 def plan(
@@ -40,36 +42,80 @@ def plan(
       What was found, of numbers and words alone: one entry a program in `programs`.
 
     Raises:
-      UserError: settings or devices that there are not, or that do not go together.
+      UserError: settings or devices that there are not, or that do not go together;
+        or what is planned does not fit.
     """
-    validate(config)
+    validate(config, reads_data=False)
     for name in what:
         if name not in PROGRAMS:
             raise UserError(f"--what={name} is none of {', '.join(PROGRAMS)}")
-    num_examples = num_examples or config.data.expected[0]
-    if num_examples < 1:
-        raise UserError(
-            "how many training images there are says neither data.expected nor "
-            "--num_examples; give --num_examples=N"
-        )
+    train, test = sizes(config, num_examples)
     if "views" in what and config.data.pipeline != "device":
         raise UserError(
             f"--what=views: data.pipeline={config.data.pipeline} makes the views on "
             "the host; use --config.data.pipeline=device, or leave views out"
         )
     place = find_topology(topology)
-    validate_sizes(config, num_examples, place.mesh.size)
-    job = Job(config, num_examples, place.mesh)
+    validate_sizes(config, train, place.mesh.size)
+    job = Job(config, train, place.mesh, test)
     return {
         "topology": topology,
         "device": place.mesh.devices.flat[0].device_kind,
         "devices": place.mesh.size,
         "hosts": place.hosts,
-        "num_examples": num_examples,
+        "num_examples": train,
+        "num_test": test,
         "batch_size": config.batch_size,
         "peaks": place.chip and place.chip._asdict(),
+        "assumptions": [*assumptions(place)],
         "programs": [study(name, job, place, say) for name in what],
     }
+
+
+def sizes(config: ConfigDict, num_examples: int) -> tuple[int, int]:
+    """Return the training and test images; of the latter 0: there are none.
+
+    Args:
+      config: all settings.
+      num_examples: N, training images; 0: those of `data.expected` without the share
+        `data.held_out`, which is rounded here for all classes together.
+
+    Raises:
+      UserError: there are none or too many.
+    """
+    expected, test = config.data.expected
+    share = config.data.held_out
+    train = num_examples or expected - round(share * expected)
+    if not train:
+        raise UserError(
+            "how many training images there are says neither data.expected nor "
+            "--num_examples; give --num_examples=N"
+        )
+    if not 0 < train <= MOST_IMAGES:
+        raise UserError(
+            f"--num_examples={train}: training images are numbered by int32; give 1 "
+            f"to {MOST_IMAGES}"
+        )
+    return train, test or round(train * share / (1 - share))
+
+
+def assumptions(place: Topology) -> Iterator[str]:
+    """Yield what the counts and the roofline take for granted."""
+    yield "Counts are of the compiler's plan: nothing has run."
+    chip = place.chip
+    if chip is None:
+        yield "Of a CPU no peaks are known here, so that no time is given."
+        return
+    rates = ", ".join(
+        f"{value / 1e12:.0f} of {kind}" for kind, value in chip.flops.items()
+    )
+    link = chip.network if place.hosts > 1 and chip.network else chip.link
+    yield (
+        "ms: the least time, were each instruction at its peak and none beside "
+        f"another: {chip.bandwidth / 1e12:.2f} TB/s of memory; TFLOP/s of "
+        f"products {rates} (exact: float32, not rounded); {link / 1e9:.0f} GB/s "
+        "between devices. Launches, latencies and the host are left out."
+    )
 
 
 def for_kernels_of(mesh: Mesh) -> AbstractContextManager:
@@ -93,19 +139,21 @@ def study(what: str, job: Job, topology: Topology, say: Callable[[str], None]) -
     say(f"{what}: lowering for {topology.name}")
     with for_kernels_of(topology.mesh):
         program = PROGRAMS[what](job)
-    check_fits(bytes_of(program.arguments), "state and data alone take", job, topology)
+    of = (what, program, job, topology)
+    check_fits(bytes_of(program.arguments), "its arguments alone take", *of)
     say(f"{what}: compiling (a minute or so for a GPU, several for a TPU)")
     try:
         compiled = program.lowered.compile()
     except Exception as error:
         if not lacks_memory(error):
             raise
-        check_fits(float("inf"), "with temporaries it takes", job, topology)
+        check_fits(float("inf"), "with temporaries it takes", *of)
         raise
     facts: Facts = {"what": what, "compiled_in_s": round(time.monotonic() - began, 1)}
+    facts["call"] = program.call._asdict()
     facts |= _memory(compiled.memory_analysis())
     facts |= describe(compiled.as_text() or "", program, topology)
-    check_fits(facts["memory"]["peak"], "with temporaries it takes", job, topology)
+    check_fits(facts["memory"]["peak"], "with temporaries it takes", *of)
     return facts
 
 
@@ -135,7 +183,7 @@ def describe(text: str, program: Lowering, topology: Topology) -> Facts:
         "in_place": {"leaves": program.donated, "updated": parsed.in_place},
         "copies": {
             name: sum(copy.times for copy in found if is_of(copy, array))
-            for name, array in program.watched.items()
+            for name, array in alike(program.watched)
         },
         "copied_bytes": sum(copy.of.bytes * copy.times for copy in found),
         "convolutions": count.convolutions(parsed),
@@ -146,6 +194,17 @@ def describe(text: str, program: Lowering, topology: Topology) -> Facts:
     }
     facts["parts"] = _parts(rows, topology)
     return facts
+
+
+def alike(watched: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield arrays with their names, as 'this or that' where a copy may be of either.
+
+    A copy is told by its sides alone.
+    """
+    names: dict[tuple, list[str]] = {}
+    for name, array in watched.items():
+        names.setdefault((array.shape, array.sharding), []).append(name)
+    yield from ((" or ".join(same), watched[same[0]]) for same in names.values())
 
 
 def is_of(copy: count.Copy, array: Any) -> bool:
@@ -202,33 +261,3 @@ def rate(chip: Chip, work: count.Work) -> float:
         kind = "exact" if work.exact else "f32"
         return chip.flops.get(kind, chip.flops["bf16"])
     return chip.flops["bf16"]
-
-
-def check_fits(size: float, what: str, job: Job, topology: Topology) -> None:
-    """Say what would fit where so many bytes a device do not.
-
-    Raises:
-      UserError: they exceed the device's memory.
-    """
-    chip = topology.chip
-    if chip is None or size <= chip.memory:
-        return
-    state = job.parts().abstract_state()
-    bank: Any = state.memory.get("bank")
-    ways = ["more devices"]
-    if bank is not None:
-        rows = bytes_of(bank) * job.mesh.size
-        fixed = bytes_of(state) - bytes_of(bank)
-        room = max(1, 0.9 * chip.memory - fixed)
-        least = max(job.mesh.size + 1, math.ceil(rows / room))
-        ways = [f"{least} devices or more"]
-        if bank.dtype == "float32":
-            ways.append("--config.bank.dtype=bfloat16 for half the bank")
-    if job.config.data.pipeline == "device" and job.config.data.placement != "sharded":
-        ways.append("--config.data.placement=sharded")
-    ways.append("a smaller --config.batch_size")
-    needed = f"{size / 1e9:.1f} GB" if size < float("inf") else "more"
-    raise UserError(
-        f"this does not fit {topology.name}: {what} {needed} a device, which has "
-        f"{chip.memory / 1e9:.1f} GB; use {', '.join(ways[:-1])} or {ways[-1]}"
-    )

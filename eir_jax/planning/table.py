@@ -13,12 +13,11 @@ def show(found: Facts) -> Iterator[str]:
     devices = counted(found["devices"], "device")
     yield (
         f"{found['topology']}: {devices} ({found['device']}), "
-        f"{counted(found['hosts'], 'host')}; batch {found['batch_size']:,}, "
-        f"N = {found['num_examples']:,}"
+        f"{counted(found['hosts'], 'host')}; N = {found['num_examples']:,}"
     )
     for facts in found["programs"]:
         yield from _program(facts, found["peaks"])
-    yield from _assumptions(found)
+    yield from found["assumptions"]
 
 
 def _program(facts: Facts, peaks: Facts | None) -> Iterator[str]:
@@ -26,6 +25,11 @@ def _program(facts: Facts, peaks: Facts | None) -> Iterator[str]:
     memory = facts["memory"]
     of = f" of {_gb(peaks['memory'])}" if peaks else ""
     yield f"{facts['what']} (compiled in {facts['compiled_in_s']:.0f} s)"
+    call = facts["call"]
+    yield (
+        f"  one call       {call['rows']:,} {call['of']}; {call['number']:,} for "
+        f"{call['task']}"
+    )
     yield (
         f"  memory         {_gb(memory['peak'])}{of} a device: arguments "
         f"{_gb(memory['arguments'])}, temporaries {_gb(memory['temporaries'])}"
@@ -65,27 +69,6 @@ def _program(facts: Facts, peaks: Facts | None) -> Iterator[str]:
     if peaks:
         whole = 1000 * sum(part["seconds"] for part in facts["parts"])
         yield f"  {'in all':14} {'':28} {whole:7.2f}"
-
-
-def _assumptions(found: Facts) -> Iterator[str]:
-    """Yield what the roofline takes for granted."""
-    yield "Counts are of the compiler's plan: nothing has run."
-    peaks = found["peaks"]
-    if peaks is None:
-        yield "Of a CPU no peaks are known here, so that no time is given."
-        return
-    rates = ", ".join(
-        f"{value / 1e12:.0f} of {kind}" for kind, value in peaks["flops"].items()
-    )
-    link = (
-        peaks["network"] if found["hosts"] > 1 and peaks["network"] else peaks["link"]
-    )
-    yield (
-        "ms: the least time, were each instruction at its peak and none beside "
-        f"another: {peaks['bandwidth'] / 1e12:.2f} TB/s of memory; TFLOP/s of "
-        f"products {rates} (exact: float32, not rounded); {link / 1e9:.0f} GB/s "
-        "between devices. Launches, latencies and the host are left out."
-    )
 
 
 def _gb(size: float) -> str:

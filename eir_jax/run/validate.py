@@ -99,6 +99,7 @@ LEAST_LENGTH = {
 # Of 10,000 images 780 steps of 128 take EIR's kNN from 24 to 43 %, and of 1,437 digits
 # 550 of 64 from 63 to 97 % (RESULTS.md).
 FEW_STEPS = 500
+MOST_STEPS = 2**31 - 1
 INCREASING = ("optimizer.milestones", "knn.k", "retrieval.k")
 PATHS = ("data.path", "data.class_list", "model.weights", "grow_from")
 FROM_TO = ("views.crop_area", "views.crop_aspect")  # low <= high
@@ -117,8 +118,12 @@ def check_complete(config: ConfigDict, source: str) -> None:
         )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, reads_data: bool = True) -> None:
     """Check the settings by themselves, before any data is read.
+
+    Args:
+      config: all settings.
+      reads_data: False: none will be, so that `data.path` may be empty.
 
     Raises:
       UserError: naming every problem, each with the way out: those of single settings,
@@ -135,7 +140,7 @@ def validate(config: ConfigDict) -> None:
     _raise([*_choices(config), *_ranges(flat), *_tuples(config)])
     problems = []
     needed = {"arrays": "the .npz file", "folder": "the folder of pictures"}
-    if config.data.source in needed and not config.data.path:
+    if reads_data and config.data.source in needed and not config.data.path:
         problems.append(
             f"data.path is empty; give {needed[config.data.source]} of "
             f"data.source={config.data.source}"
@@ -190,7 +195,7 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
       UserError: naming every problem, each with the way out.
     """
     problems = []
-    batch = config.batch_size
+    batch, milestones = config.batch_size, (0, *config.optimizer.milestones)
     if batch > num_examples:
         problems.append(
             f"batch_size={batch} exceeds the {counted(num_examples, 'training image')};"
@@ -204,6 +209,13 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
         )
     problems += systems.size_problems(config, num_examples)
     steps = config.num_rounds * config.num_epochs * (num_examples // batch)
+    reached = max(steps, *(m * (num_examples // batch) for m in milestones))
+    if reached > MOST_STEPS:
+        problems.append(
+            f"num_rounds, num_epochs and optimizer.milestones reach step {reached:,} "
+            f"of {num_examples:,} images in batches of {batch}, and int32 counts them "
+            f"to {MOST_STEPS:,}; use a larger --config.batch_size or fewer epochs"
+        )
     profiled = profiled_steps(config)
     if batch <= num_examples and profiled and profiled[-1] > steps:
         problems.append(

@@ -111,6 +111,47 @@ ENTRY %main () -> f32[] {
 }
 """
 )
+STARTS = (
+    HEAD
+    + """
+ENTRY %main () -> f32[] {
+  %x = f32[1000]{0} parameter(0)
+  %y = f32[3000]{0} parameter(1)
+  %both = (f32[1000]{0}, f32[3000]{0}) all-reduce-start(%x, %y), to_apply=%sum
+  %two = ((f32[1000]{0}, f32[3000]{0}), (f32[4000]{0}, f32[12000]{0})) all-gather-start(%x, %y), dimensions={0}
+  %sent = (f32[1000]{0}, f32[1000]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %near = (f32[1000]{0:S(1)}, f32[1000]{0}, u32[]) copy-start(%x)
+  ROOT %done = f32[1000]{0:S(1)} copy-done(%near)
+}
+"""
+)
+BRANCHES = (
+    HEAD
+    + """
+%small (p: f32[10]) -> f32[10] {
+  %p = f32[10]{0} parameter(0)
+  ROOT %n = f32[10]{0} negate(%p)
+}
+
+%large (q: f32[10]) -> f32[10] {
+  %q = f32[10]{0} parameter(0)
+  %e = f32[10]{0} exponential(%q)
+  ROOT %l = f32[10]{0} log(%e)
+}
+
+%nothing (r: f32[10]) -> f32[10] {
+  ROOT %r = f32[10]{0} parameter(0)
+}
+
+ENTRY %main (which: s32[], x: f32[10]) -> f32[10] {
+  %which = s32[] parameter(0)
+  %x = f32[10]{0} parameter(1)
+  %some = f32[10]{0} conditional(%which, %x, %x, %x), branch_computations={%small, %large, %nothing}
+  %is = pred[] compare(%which, %which), direction=EQ
+  ROOT %other = f32[10]{0} conditional(%is, %some, %some), true_computation=%nothing, false_computation=%small
+}
+"""
+)
 
 
 SILENT = LOOP.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
@@ -180,6 +221,32 @@ def test_collectives_by_kind_type_and_bytes():
         ("all-gather", "f32", 160, 1),
         ("all-reduce", "bf16", 80000, 1),
     ]
+
+
+def test_what_begins_reads_its_operands_and_writes_its_results():
+    program = hlo.parse(STARTS)
+    by_name = {
+        run.instruction.name: count.moved(program, run) for run in hlo.executed(program)
+    }
+    assert by_name == {
+        "both": 16_000 + 16_000,
+        "two": 16_000 + 64_000,
+        "sent": 4_000 + 4_000,
+        "near": 4_000 + 4_000,
+    }
+    *_, near = hlo.executed(program)
+    assert count.moved(program, near, on_chip=1) == 4_000  # what it writes is not
+    assert [(c.kind, c.bytes) for c in count.collectives(program)] == [
+        ("all-reduce", 16_000),
+        ("all-gather", 64_000),
+        ("collective-permute", 4_000),
+    ]
+
+
+def test_of_branches_the_one_that_makes_most_is_run():
+    program = hlo.parse(BRANCHES)
+    ran = [run.instruction.name for run in hlo.executed(program)]
+    assert ran == ["e", "l", "is", "n"]
 
 
 def test_text_of_another_kind_is_refused():
