@@ -281,6 +281,9 @@ def _elsewhere(
     """Return what is judged but for a run on its own data, which is None."""
     from eir_jax.experiments import elsewhere
 
+    of_a_file = len(files) != 1 or files[0].is_file()
+    if of_a_file and step != "last":
+        raise UserError("step goes with a run, not with weights or embeddings")
     if len(files) != 1 or files[0].suffix == ".npz":
         if config is not None:
             raise UserError("config goes with a run or weights, not with embeddings")

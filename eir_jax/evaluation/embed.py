@@ -50,6 +50,7 @@ def evaluation_view(
       config: all settings.
     """
     size = config.data.image_size
+    assert min(images.shape[1:3]) >= size  # else the crop would be of a corner
     top, left = ((side - size) // 2 for side in images.shape[1:3])
     images = images[:, top : top + size, left : left + size]
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)

@@ -160,6 +160,8 @@ def test_what_cannot_be_compared_is_refused_at_once(workdir, one_device, tmp_pat
     words = [f"--workdir={workdir}", f"--compare={tmp_path / 'no'}"]
     with pytest.raises(UserError, match="/no is no workdir"):
         command.main([*words, f"--out={tmp_path / 'o'}"])
+    with pytest.raises(UserError, match="source=digits, lies at no path"):
+        command.main([words[0], "--data_path=x", f"--out={tmp_path / 'o'}"])
     assert not list((tmp_path / "o").rglob("*.json"))
 
 
@@ -191,6 +193,7 @@ def test_from_python_as_by_the_command(files, workdir, other_data, tmp_path, cap
         ({"source": tmp_path / "F.safetensors", "config": config}, "need out="),
         ({"source": files, "config": "digits"}, "config goes with a run or weights"),
         ({"source": [*files, *files], "out": "o"}, "or one file"),
+        ({"source": files, "out": "o", "step": 7}, "step goes with a run"),
         ({"source": workdir, "config": config, "data_path": "x"}, "data_path goes"),
         ({"source": tmp_path / "no"}, "is no workdir"),
     ):
