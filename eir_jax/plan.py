@@ -46,9 +46,6 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     args, overrides = parser.parse_known_args(argv)
-    for word in overrides:
-        if word.startswith("--") and not word.startswith("--config."):
-            parser.error(f"unknown argument '{word}'; settings are --config.KEY=VALUE")
     os.environ.update(ENVIRONMENT)
     from eir_jax.planning.study import plan
     from eir_jax.planning.table import show

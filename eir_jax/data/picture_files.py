@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from eir_jax.system.errors import UserError
+from eir_jax.system.files import refuse_unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".avif")
 """The usual ones, for words; `is_picture` decides."""
@@ -58,15 +58,11 @@ def list_files(folder: Path) -> Listing:
     Raises:
       UserError: the folder, or one below it, cannot be read.
     """
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
-
     found, others = [], Counter[str]()
     seen = {_identity(above) for above in folder.resolve().parents}
     waiting = [str(folder)]  # links come last: what they lead to may lie here itself
     while waiting:
-        for root, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+        for root, folders, files in os.walk(waiting.pop(0), onerror=refuse_unreadable):
             identity = _identity(root)
             if identity in seen:
                 folders.clear()

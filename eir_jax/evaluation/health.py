@@ -66,7 +66,7 @@ def against_pixels(
     embedding = np.asarray(embedding, np.float32)[rows]
     if len(embedding) < 3:
         return {}
-    pixels = thumbnails(images[rows])
+    pixels = thumbnails(images, rows)
     near, by_pixels = _nearest_other(embedding), _nearest_other(pixels)
     found = {"nearest_by_pixels": float((near == by_pixels).mean())}
     if labels is None:
@@ -102,18 +102,24 @@ def pixels_warning(found: dict[str, float]) -> str:
     return ""
 
 
-def thumbnails(images: np.ndarray | EncodedImages) -> Float[np.ndarray, "row pixel"]:
-    """Return uint8 images [n, side, side, 3] as means of 8x8 parts, in a row each."""
+def thumbnails(
+    images: np.ndarray | EncodedImages, some: Int[np.ndarray, " row"] | None = None
+) -> Float[np.ndarray, "row pixel"]:
+    """Return uint8 images [n, side, side, 3] as means of 8x8 parts, in a row each.
+
+    All of them, or `some`: no more than a few hundred lie in memory anew.
+    """
+    some = np.arange(len(images)) if some is None else some
     side = images.shape[1]
     edges = np.unique(np.linspace(0, side, PIXELS + 1).astype(int))
     sizes = np.diff(edges).astype(np.float32)
     rows = []
-    for start in range(0, len(images), 512):  # encoded ones are decoded then
-        block = np.asarray(images[start : start + 512], np.float32)
+    for start in range(0, len(some), 512):  # encoded ones are decoded then
+        block = np.asarray(images[some[start : start + 512]], np.float32)
         for axis in (1, 2):
             block = np.add.reduceat(block, edges[:-1], axis=axis)
         rows.append(block / (sizes[:, None, None] * sizes[None, :, None]))
-    return np.concatenate(rows).reshape(len(images), -1)
+    return np.concatenate(rows).reshape(len(some), -1)
 
 
 def _nearest_other(rows: Float[np.ndarray, "row dim"]) -> Int[np.ndarray, " row"]:

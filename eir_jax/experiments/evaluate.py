@@ -90,13 +90,14 @@ def evaluate(
     made = made_by(workdir)
     beside = None
     if compare is not None:
-        beside = check_comparable(compare, restore_run(compare), run)
+        other_run = check_comparable(compare, restore_run(compare), run)
+        beside = compare, other_run
     if judged is None:
         dataset = load_data(run, data_path)
     refused = refused_tasks(dataset, run.config)
     if judged is not None and judged.subject is not None:
         refused["figures"] = "embeddings hold no pictures"
-    asked = check_tasks(tasks) or task_names()
+    asked = tuple(tasks) or task_names()
     wanted = [task for task in asked if task not in refused]
     failed = {task: refused[task] for task in tasks if task in refused}
     if tasks and not wanted:
@@ -159,7 +160,7 @@ def evaluate(
     pictures = {}
     if "figures" in wanted:
         try:
-            pictures = draw(workdir, target / "figures", subject, compare, beside)
+            pictures = draw(workdir, target / "figures", subject, beside)
         except UserError as error:
             failed["figures"] = str(error)
             print(f"without figures: {error}")
@@ -290,8 +291,7 @@ def draw(
     workdir: Path,
     folder: Path,
     subject,
-    compare: Path | None,
-    other: "Run | None",
+    beside: "tuple[Path, Run] | None",
 ) -> dict[str, Path]:
     """Draw the pictures of a run into `folder`; return {title: file}.
 
@@ -301,8 +301,7 @@ def draw(
       workdir: of the run.
       folder: to draw into.
       subject: the run's embeddings.
-      compare: workdir of another run, beside whose neighbours the run's are drawn.
-      other: that run.
+      beside: another run and its workdir, whose neighbours are drawn beside the run's.
     """
     from eir_jax.evaluation.allowed import judged_split
     from eir_jax.figures.curves import draw_training_curves
@@ -317,7 +316,8 @@ def draw(
         print(f"without a picture of neighbours: there is {count} {split} image")
     else:
         rows = {"": query.embedding}
-        if compare is not None and other is not None:
+        if beside is not None:
+            compare, other = beside
             ours, theirs = workdir.name, compare.name
             if ours == theirs:  # a/digits and b/digits: each keeps its row
                 ours, theirs = str(workdir), str(compare)

@@ -26,7 +26,7 @@ from eir_jax.experiments.records import (
 from eir_jax.experiments.runs import rounds_of, telling
 from eir_jax.system.config import complete, load_config
 from eir_jax.system.errors import UserError
-from eir_jax.system.files import in_words, replacing
+from eir_jax.system.files import in_words, refuse_unreadable, replacing
 
 SUFFIX = ".jsonl"
 ABOUT = "eir_jax ledger: settings and protocol; what differs in each run stands below"
@@ -51,12 +51,9 @@ def find_records(place: Path) -> Iterator[tuple[Path, Record | None]]:
         return
     if not place.is_dir():
         raise UserError(f"there is no folder or ledger {in_words(place)}")
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
-
     seen = set()
-    for path, folders, files in os.walk(place, followlinks=True, onerror=refuse):
+    walk = os.walk(place, followlinks=True, onerror=refuse_unreadable)
+    for path, folders, files in walk:
         if (real := os.path.realpath(path)) in seen:
             folders.clear()
             continue

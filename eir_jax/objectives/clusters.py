@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from eir_jax.data.order import steps_per_epoch
 from eir_jax.objectives import losses
 from eir_jax.objectives.bank import make_grouped_objective
 from eir_jax.objectives.k_means import first_centres, k_means
@@ -37,10 +38,10 @@ def make_cluster_objective(
     The memory is the bank and `cluster`, a number for each row. In the first epoch,
     whose bank is random, each row is a cluster: that is IR. For the first
     `clusters.isif_epochs` view 2 is encoded too, and ISIF's loss stands beside that of
-    the clusters, as in the code of PCP (Zhang et al., 2020).
+    the clusters, as in the code of PCP, the authors' system before EIR.
     """
     settings, how = config.clusters, {"form": config.bank.form, "mesh": mesh}
-    until = settings.isif_epochs * (num_examples // config.batch_size)
+    until = settings.isif_epochs * steps_per_epoch(num_examples, config.batch_size)
 
     def terms(outputs: Outputs, memory: Memory, batch: Batch) -> Scalars:
         view1 = outputs["view1"].embedding

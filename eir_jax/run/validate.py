@@ -195,7 +195,7 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
       UserError: naming every problem, each with the way out.
     """
     problems = []
-    batch, milestones = config.batch_size, (0, *config.optimizer.milestones)
+    batch = config.batch_size
     if batch > num_examples:
         problems.append(
             f"batch_size={batch} exceeds the {counted(num_examples, 'training image')};"
@@ -208,8 +208,9 @@ def validate_sizes(config: ConfigDict, num_examples: int, num_devices: int) -> N
             f"{_nearest_multiples(batch, num_devices)}"
         )
     problems += systems.size_problems(config, num_examples)
-    steps = config.num_rounds * config.num_epochs * (num_examples // batch)
-    reached = max(steps, *(m * (num_examples // batch) for m in milestones))
+    epochs, per_epoch = config.num_rounds * config.num_epochs, num_examples // batch
+    steps = epochs * per_epoch
+    reached = max(epochs, *config.optimizer.milestones, 0) * per_epoch
     if reached > MOST_STEPS:
         problems.append(
             f"num_rounds, num_epochs and optimizer.milestones reach step {reached:,} "

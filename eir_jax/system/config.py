@@ -276,7 +276,8 @@ def _run_config_file(path: Path) -> ConfigDict:
 
 
 def _hint(word: str) -> str:
-    near = difflib.get_close_matches(word.split("=")[0], ["--config", "--workdir"])
+    flags = ["--config", "--workdir"]  # a typo of theirs, and no other command's flag
+    near = difflib.get_close_matches(word.split("=")[0], flags, cutoff=0.8)
     if near:
         return f"; did you mean {near[0]}?"
     return "; settings are given as --config.key=value"

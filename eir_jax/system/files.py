@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from eir_jax.system.errors import UserError, first_line
@@ -107,6 +107,15 @@ def check_not_read(path: Path, inputs: Iterable[Path]) -> None:
     there = [x for x in inputs if os.path.exists(x)]  # False of a name too long, too
     if os.path.exists(path) and any(path.samefile(x) for x in there):
         raise UserError(f"{path} is what is read; give another name for the output")
+
+
+def refuse_unreadable(error: OSError) -> NoReturn:
+    """Say which folder `os.walk` cannot read, as its `onerror`.
+
+    Raises:
+      UserError: always.
+    """
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def check_folder(folder: Path) -> None:

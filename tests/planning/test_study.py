@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from small import TINY, small_config
+from test_main import run
 from test_plan import elsewhere
 
 from eir_jax.plan import main as plan_command
@@ -208,11 +209,10 @@ def test_no_data_is_asked_for(source):
     assert found["num_examples"] == 600
 
 
-def test_what_plan_does_not_know_is_told_from_settings(tmp_path, capsys):
+def test_what_plan_does_not_know_is_told_from_settings(tmp_path):
     (tmp_path / "config.py").write_text(TINY)
     words = [f"--config={tmp_path / 'config.py'}", "--topology=cpu:1"]
-    with pytest.raises(SystemExit) as ended:
-        plan_command([*words, "--coordinator=x"])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and "unknown argument '--coordinator=x'" in said
+    ended = run("plan", *words, "--coordinator=x")
+    said = ended.stderr
+    assert ended.returncode == 2 and "unknown argument '--coordinator=x'" in said
     assert "workdir" not in said
